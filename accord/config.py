@@ -1,0 +1,215 @@
+"""accord.toml plus overrides -> frozen, validated sections. An unknown key, a wrong type or an impossible combination is refused.
+
+Implements the schema and its cross-checks; `accord/settings.py` reads the file and turns a refusal into a line number
+and the nearest valid name. Each field's description is the documentation: docs/settings.md is generated from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen table of accord.toml; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ProjectSection(Section):
+    """The project as a whole."""
+
+    name: str = Field("my-project", description="Shown in reports.")
+    seed: int = Field(0, ge=0, description="Every random choice descends from it: same seed, same bits on a CPU.")
+    rounds: int = Field(1, ge=1, description="How many times round the loop.")
+
+
+class ModelSection(Section):
+    """The base model that every role stands on."""
+
+    name: str = Field("smollm2", description="`smollm2` (embedded), a folder, or a Hugging Face name.")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the frozen base. Adapters and heads are float32.")
+    split: int = Field(
+        -1, ge=-1,
+        description="Layers computed once and shared by all roles; adapters sit above. -1: two thirds of the layers. 0: textbook.",
+    )
+    adapter: Literal["lora", "full"] = Field("lora", description="How the policy learns: LoRA adapters, or all weights.")
+    lora_rank: int = Field(16, ge=1, description="LoRA r.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA alpha; the update is scaled by alpha / r.")
+
+    @model_validator(mode="after")
+    def _full_needs_no_split(self) -> ModelSection:
+        if self.adapter == "full" and self.split > 0:
+            raise ValueError("adapter = \"full\" trains every layer, so split must be 0 or -1")
+        return self
+
+
+class PromptsSection(Section):
+    """What the model is asked, and who is kept apart for evaluation."""
+
+    train: str = Field("starter", description="`starter`, or a .jsonl file of prompts, or `votes`: the prompts of imported votes.")
+    evaluation: str = Field("starter", description="As `train`; `split`: a share of the training prompts, held out by prompt.")
+    evaluation_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where evaluation = \"split\".")
+    limit: int = Field(0, ge=0, description="Use at most so many training prompts; 0: all.")
+    evaluation_limit: int = Field(0, ge=0, description="Use at most so many evaluation prompts; 0: all.")
+    max_tokens: int = Field(256, ge=8, description="Longer prompts are left out, and the count is reported.")
+
+
+class SampleSection(Section):
+    """How completions are sampled, everywhere: one temperature, no top-p or top-k."""
+
+    completions: int = Field(2, ge=2, description="Completions for each prompt shown to annotators.")
+    max_new_tokens: int = Field(48, ge=1, description="A completion is cut after so many tokens.")
+    temperature: float = Field(1.0, gt=0, description="Of sampling, and of old, new and reference logprobs.")
+    batch_size: int = Field(32, ge=1, description="Sequences decoded side by side; changes speed and memory only.")
+
+
+class FeedbackSection(Section):
+    """Whose judgement counts, and how votes become preferences."""
+
+    source: Literal["simulated", "votes"] = Field(
+        "simulated", description="`simulated`: annotators of [simulation]; `votes`: those in feedback.db (`accord import`).")
+    consensus: Literal["fraction", "dawid_skene", "bradley_terry"] = Field(
+        "bradley_terry", description="How several votes on a pair become one probability.")
+    heldout_fraction: float = Field(
+        0.3, gt=0, lt=1, description="Share of prompts whose votes fit the held-out reward model, which PPO never sees.")
+
+
+class AnnotatorSection(Section):
+    """One simulated annotator. It votes through the same store as people and is marked as simulated everywhere."""
+
+    name: str = Field(description="Unique.")
+    skill: float = Field(4.0, description="P(a) = sigmoid(skill * (u(a) - u(b)) + side_bias); 0 votes at random.")
+    side_bias: float = Field(0.0, description="In logits; above 0 prefers the first answer.")
+    tie_rate: float = Field(0.0, ge=0, lt=1, description="How often it calls a tie where the answers are close.")
+    inconsistency: float = Field(0.0, ge=0, lt=1, description="How often it votes by coin toss.")
+
+
+class SimulationSection(Section):
+    """Simulated annotators and the hidden utility they judge by."""
+
+    utility: str = Field("demo_utility", description="A text reward by name (docs/rewards.md): the gold reward.")
+    votes_per_pair: int = Field(3, ge=1, description="Annotators on each pair, in rotation.")
+    annotators: tuple[AnnotatorSection, ...] = Field((), description="`[[simulation.annotators]]` tables; none: five of different skill.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> SimulationSection:
+        names = [a.name for a in self.annotators]
+        if len(set(names)) != len(names):
+            raise ValueError("two simulated annotators have the same name")
+        return self
+
+
+class SftSection(Section):
+    """Supervised fine-tuning before PPO, on the preferred completions. Off by default."""
+
+    epochs: int = Field(0, ge=0, description="0: no SFT.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW, cosine to zero.")
+    batch_size: int = Field(16, ge=1, description="Sequences an optimiser step.")
+
+
+class RewardModelSection(Section):
+    """The reward models: one that PPO optimises, one fitted on other votes that only judges."""
+
+    objective: str = Field("bradley_terry", description="A preference objective by name (accord/losses).")
+    epochs: int = Field(3, ge=1, description="At most; early stopping keeps the best epoch.")
+    learning_rate: float = Field(3e-4, gt=0, description="AdamW, warm-up then cosine.")
+    batch_size: int = Field(16, ge=1, description="Pairs an optimiser step.")
+    micro_batch_size: int = Field(8, ge=1, description="Pairs a forward pass; changes memory and speed only.")
+    max_tokens: int = Field(256, ge=8, description="Pairs with a longer side are left out, and the count is reported.")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of its prompts kept for early stopping.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of its prompts kept for the report card.")
+    margin: float = Field(0.0, ge=0, description="Strength margin: the loss asks for margin * strength between the scores.")
+
+
+class PolicySection(Section):
+    """How the policy is improved."""
+
+    method: str = Field("ppo", description="A trainer by name (accord/training): ppo, rejection_sampling.")
+    max_kl_nats: float = Field(8.0, gt=0, description="KL budget a sequence; a checkpoint beyond it is never the best.")
+
+
+class PpoSection(Section):
+    """Proximal policy optimisation with a KL penalty against the reference."""
+
+    updates: int = Field(16, ge=1, description="Rollouts, each followed by `epochs` passes.")
+    prompts_per_update: int = Field(32, ge=1, description="Sequences in a rollout.")
+    epochs: int = Field(4, ge=1, description="Passes over each rollout.")
+    minibatches: int = Field(2, ge=1, description="Optimiser steps a pass.")
+    micro_batch_size: int = Field(8, ge=1, description="Sequences a forward pass; changes memory and speed only.")
+    objective: str = Field("ppo_clip", description="A policy objective by name (accord/losses).")
+    learning_rate: float = Field(1e-4, ge=0, description="Of the policy. AdamW, linear to a tenth.")
+    critic_learning_rate: float = Field(1e-4, ge=0, description="Of the critic.")
+    clip_range: float = Field(0.2, gt=0, description="epsilon of the clipped ratio.")
+    value_clip_range: float = Field(0.2, gt=0, description="epsilon of the clipped value loss.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE lambda.")
+    vf_coef: float = Field(0.5, ge=0, description="Weight of the value loss.")
+    ent_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Global norm to which gradients are clipped.")
+    kl_controller: Literal["fixed", "adaptive"] = Field("adaptive", description="Of kl_coef (Ziegler et al. 2019).")
+    kl_coef: float = Field(0.05, ge=0, description="beta, at the start.")
+    kl_target_nats: float = Field(4.0, gt=0, description="Target KL a sequence of the adaptive controller.")
+    kl_horizon: int = Field(2000, ge=1, description="Horizon of the adaptive controller, in sequences.")
+    missing_eos_penalty: float = Field(1.0, ge=0, description="Taken from the score of a completion that was cut.")
+    evaluate_every: int = Field(4, ge=1, description="Updates between held-out scores on the validation prompts.")
+    validation_prompts: int = Field(32, ge=1, description="Training prompts kept out of PPO to choose the best checkpoint.")
+    checkpoint_every: int = Field(2, ge=1, description="Updates between checkpoints; changes nothing but what a kill costs.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> PpoSection:
+        if self.prompts_per_update % self.minibatches:
+            raise ValueError("prompts_per_update must be a multiple of minibatches")
+        return self
+
+
+class RejectionSamplingSection(Section):
+    """Best-of-n under the proxy reward, then supervised fine-tuning on the winners."""
+
+    candidates: int = Field(4, ge=2, description="n: completions sampled for each prompt.")
+    epochs: int = Field(2, ge=1, description="Passes over the winners.")
+    learning_rate: float = Field(1e-4, gt=0, description="AdamW, cosine to zero.")
+    batch_size: int = Field(16, ge=1, description="Sequences an optimiser step.")
+
+
+class EvaluationSection(Section):
+    """Policy against reference on prompts nobody trained on, with the same seeds."""
+
+    samples: int = Field(1, ge=1, description="Completions for each evaluation prompt and policy.")
+    best_of: int = Field(4, ge=2, description="n of the best-of-n baseline.")
+    toxicity: str = Field("toxicity", description="A text reward by name, the higher the more toxic.")
+    examples: int = Field(12, ge=1, description="Completions shown side by side in the report.")
+
+
+class ComputeSection(Section):
+    """The machine."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is one.")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core. Fixed threads give fixed bits.")
+
+
+class Config(Section):
+    """The whole accord.toml."""
+
+    project: ProjectSection = ProjectSection()
+    model: ModelSection = ModelSection()
+    prompts: PromptsSection = PromptsSection()
+    sample: SampleSection = SampleSection()
+    feedback: FeedbackSection = FeedbackSection()
+    simulation: SimulationSection = SimulationSection()
+    sft: SftSection = SftSection()
+    reward_model: RewardModelSection = RewardModelSection()
+    policy: PolicySection = PolicySection()
+    ppo: PpoSection = PpoSection()
+    rejection_sampling: RejectionSamplingSection = RejectionSamplingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    compute: ComputeSection = ComputeSection()
+
+    @model_validator(mode="after")
+    def _simulation_needs_a_utility(self) -> Config:
+        if self.feedback.source == "simulated" and not self.simulation.utility:
+            raise ValueError("feedback.source = \"simulated\" needs simulation.utility")
+        if self.feedback.source == "simulated" and self.prompts.train == "votes":
+            raise ValueError("prompts.train = \"votes\" needs feedback.source = \"votes\": simulated annotators need prompts first")
+        return self
