@@ -28,6 +28,12 @@ def compute_content_id(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def derive_seed(seed: int, *labels: str | int) -> int:
+    """A 63-bit seed for one use: the SHA-256 of `seed` and `labels`. Independent of call order, process and platform."""
+    text = json.dumps([seed, *labels], separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat. `role` is one of system, user, assistant, tool."""
