@@ -1,6 +1,6 @@
 """accord.toml plus overrides -> frozen, validated sections. An unknown key, a wrong type or an impossible combination is refused.
 
-Implements the schema and its cross-checks; `accord/settings.py` reads the file and turns a refusal into a line number
+Implements the schema and its cross-checks; `accord/config/load.py` reads the file and turns a refusal into a line number
 and the nearest valid name. Each field's description is the documentation: docs/settings.md is generated from it.
 """
 
