@@ -1,0 +1,70 @@
+"""Numbers that change while a run goes on: the KL coefficient and the learning rate.
+
+Each is a pure function of what it depends on, so a resumed run needs no scheduler object, only its counters. Leaves out the
+optimiser: a caller multiplies its base learning rate by the factor.
+"""
+
+from __future__ import annotations
+
+import math
+
+from accord.errors import DataError
+
+KL_ERROR_CLIP = 0.2
+"""Ziegler et al. 2019, section 2.2: the proportional error is clipped to this on both sides."""
+
+
+def update_kl_coef(
+    kl_coef: float | int, kl_nats: float | int, target_nats: float | int, sequences: int, horizon: int
+) -> float:
+    """beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon): a proportional controller in log space.
+
+    kl_nats and target_nats in nats per *sequence*; sequences (n) is how many the KL was measured on, horizon in sequences.
+    Source: Ziegler et al. 2019, section 2.2 (with their K_beta = n / horizon).
+
+    Raises:
+        DataError: target_nats or horizon is not above 0, or kl_nats is not finite.
+    """
+    if not (target_nats > 0 and horizon > 0 and math.isfinite(kl_nats)):
+        raise DataError(
+            f"cannot steer from KL {kl_nats} to target {target_nats} nats over {horizon} sequences",
+            where="ppo.kl_target_nats, ppo.kl_horizon",
+            mend="set a target and a horizon above 0; if the KL is not finite, look at the logprobs",
+        )
+    error = min(max(kl_nats / target_nats - 1.0, -KL_ERROR_CLIP), KL_ERROR_CLIP)
+    return kl_coef * (1.0 + error * sequences / horizon)
+
+
+def compute_warmup_cosine(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate: (step + 1) / warmup while step < warmup, then (1 + cos(pi u)) / 2.
+
+    u = (step - warmup) / (total - warmup). Steps count from 0; the first is not wasted on a rate of 0, step `warmup` has
+    factor 1, and the factor would be 0 at step `total`, the first after the run. After that it stays 0.
+    Source: Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts.
+
+    Raises:
+        DataError: `step` or `warmup` is below 0, or `total` is below 1.
+    """
+    _check_step(step, total)
+    if warmup < 0:
+        raise DataError(f"a warm-up of {warmup} steps", where="compute_warmup_cosine", mend="give 0 steps or more")
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def compute_linear(step: int, total: int, floor: float = 0.1) -> float:
+    """Factor of the learning rate: 1 - (1 - floor) min(step / total, 1), from 1 at step 0 to `floor` at step `total`.
+
+    Raises:
+        DataError: `step` is below 0, or `total` is below 1.
+    """
+    _check_step(step, total)
+    return 1.0 - (1.0 - floor) * min(step / total, 1.0)
+
+
+def _check_step(step: int, total: int) -> None:
+    """Refuse a step or a run length that no schedule has."""
+    if step < 0 or total < 1:
+        raise DataError(f"step {step} of {total}", where="learning rate schedule", mend="count steps from 0, of 1 or more")
