@@ -298,6 +298,10 @@ class Generator(Protocol):
 class Progress(Protocol):
     """Where long work tells how far it is. The command line draws it; tests collect it."""
 
+    def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:
+        """A stage of the loop starts, has finished after `seconds`, or was finished by an earlier run."""
+        ...
+
     def begin(self, task: str, total: int, unit: str) -> None:
         """A task of `total` units starts (it replaces the one before)."""
         ...

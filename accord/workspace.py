@@ -220,9 +220,7 @@ class FolderCheckpoint:
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one JSON line, whole: a line that a kill cut short is cut off first."""
-    data = path.read_bytes() if path.exists() else b""
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+    _cut_unfinished_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
         file.flush()
@@ -234,6 +232,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _flush_file(path: Path) -> None:
