@@ -1,7 +1,7 @@
 """Numbers that change while a run goes on: the KL coefficient and the learning rate.
 
-Each is a pure function of what it depends on, so a resumed run needs no scheduler object, only its counters. Leaves out the
-optimiser: a caller multiplies its base learning rate by the factor.
+Each is a pure function of what it depends on, so a resumed run needs no scheduler object, only its counters. Leaves out
+the optimiser: a caller multiplies its base learning rate by the factor.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ def update_kl_coef(
 ) -> float:
     """beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon): a proportional controller in log space.
 
-    kl_nats and target_nats in nats per *sequence*; sequences (n) is how many the KL was measured on, horizon in sequences.
+    kl_nats and target_nats in nats per *sequence*; sequences (n) is how many the KL was measured on, horizon in
+    sequences.
     Source: Ziegler et al. 2019, section 2.2 (with their K_beta = n / horizon).
 
     Raises:
-        DataError: target_nats or horizon is not above 0, or kl_nats is not finite.
+        DataError: target_nats is not above 0, kl_nats is not finite, or horizon is not above 0.2 n (one step could take
+            beta to 0 or below).
     """
-    if not (target_nats > 0 and horizon > 0 and math.isfinite(kl_nats)):
+    if not (target_nats > 0 and math.isfinite(kl_nats) and horizon > KL_ERROR_CLIP * sequences):
         raise DataError(
-            f"cannot steer from KL {kl_nats} to target {target_nats} nats over {horizon} sequences",
+            f"cannot steer from {kl_nats} to {target_nats} nats with {sequences} sequences in a horizon of {horizon}",
             where="ppo.kl_target_nats, ppo.kl_horizon",
-            mend="set a target and a horizon above 0; if the KL is not finite, look at the logprobs",
+            mend="set a target above 0 and a longer horizon; where the KL is not finite, look at the logprobs",
         )
     error = min(max(kl_nats / target_nats - 1.0, -KL_ERROR_CLIP), KL_ERROR_CLIP)
     return kl_coef * (1.0 + error * sequences / horizon)
@@ -38,8 +40,8 @@ def update_kl_coef(
 def compute_warmup_cosine(step: int, total: int, warmup: int) -> float:
     """Factor of the learning rate: (step + 1) / warmup while step < warmup, then (1 + cos(pi u)) / 2.
 
-    u = (step - warmup) / (total - warmup). Steps count from 0; the first is not wasted on a rate of 0, step `warmup` has
-    factor 1, and the factor would be 0 at step `total`, the first after the run. After that it stays 0.
+    u = (step - warmup) / (total - warmup). Steps count from 0; the first is not wasted on a rate of 0, step `warmup`
+    has factor 1, and the factor would be 0 at step `total`, the first after the run. After that it stays 0.
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts.
 
     Raises:
@@ -67,4 +69,4 @@ def compute_linear(step: int, total: int, floor: float = 0.1) -> float:
 def _check_step(step: int, total: int) -> None:
     """Refuse a step or a run length that no schedule has."""
     if step < 0 or total < 1:
-        raise DataError(f"step {step} of {total}", where="learning rate schedule", mend="count steps from 0, of 1 or more")
+        raise DataError(f"step {step} of {total}", where="learning rate", mend="count steps from 0, of 1 or more")

@@ -16,10 +16,10 @@ from accord.functional.masking import masked_variance
 def compute_explained_variance(
     values: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
 ) -> float:
-    """1 - Var(returns - values) / Var(returns) under the mask. 1: foreseen; 0: no better than a constant; below 0: worse.
+    """1 - Var(returns - values) / Var(returns). 1: foreseen; 0: no better than a constant; below 0: worse than one.
 
-    It is not additive over micro-batches: hand in the whole rollout. Returns that do not vary give 1 where the error does
-    not vary either, else 0, so that the number can always be logged.
+    It is not additive over micro-batches: hand in the whole rollout. Returns that do not vary give 1 where the error
+    does not vary either, else 0, so that the number can always be logged.
 
     values, returns, mask (*shape) -> a number without unit. Raises DataError where nothing is unmasked.
     """

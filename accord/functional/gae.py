@@ -1,7 +1,7 @@
 """Generalised advantage estimation over padded completions.
 
-Implements Schulman et al. 2016 for episodes that end with the last real token. Leaves out whitening (`masked_whiten`) and
-bootstrapping from a cut episode: the score of a cut completion is settled before it gets here.
+Implements Schulman et al. 2016 for episodes that end with the last real token. Leaves out whitening (`masked_whiten`)
+and bootstrapping from a cut episode: the score of a cut completion is settled before it gets here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def compute_gae(
     gamma: float | int,
     gae_lambda: float | int,
 ) -> Advantages:
-    """A_t = sum_l (gamma lambda)^l delta_{t+l}, with delta_t = r_t + gamma V_{t+1} - V_t and V = 0 after the last real token.
+    """A_t = sum_l (gamma lambda)^l delta_{t+l}, with delta_t = r_t + gamma V_{t+1} - V_t.
 
-    values[:, t] is V of the state before token t. Masked rewards and values are never read. With lambda = 1,
-    A_t = discounted return - V_t; with lambda = 0, A_t = delta_t. The results are constants: no gradient flows through.
+    V after the last real token is 0. values[:, t] is V of the state before token t. Masked rewards and values are never
+    read. With lambda = 1, A_t = discounted return - V_t; with lambda = 0, A_t = delta_t. The results are constants: no
+    gradient flows through.
 
     rewards, values, mask (B, C), padded on the right -> both (B, C), in the units of the rewards, 0 where masked.
     Source: Schulman et al. 2016, "High-dimensional continuous control using GAE", equations 11, 12 and 16.
@@ -48,11 +49,10 @@ def compute_gae(
             where=f"mask row {int(holes.nonzero()[0])}",
             mend="pad completions on the right: real tokens first, then False to the end",
         )
-    zeros = torch.zeros_like(values)
-    rewards = torch.where(mask, rewards, zeros)
-    values = torch.where(mask, values, zeros)  # so V after the last real token is 0
+    rewards = torch.where(mask, rewards, 0.0)
+    values = torch.where(mask, values, 0.0)  # so V after the last real token is 0
     advantages = torch.empty_like(values)
-    next_value = next_advantage = zeros[:, 0] if values.shape[1] else zeros.sum(dim=1)
+    next_value = next_advantage = values.new_zeros(len(values))
     for t in range(values.shape[1] - 1, -1, -1):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         next_advantage = delta + gamma * gae_lambda * next_advantage

@@ -1,8 +1,9 @@
 """KL divergence between two policies: estimators from sampled tokens, per sequence, exact, and of best-of-n.
 
-Implements the estimators k1, k2 and k3 of Schulman (2020, "Approximating KL divergence"). All are in nats and all take the
-log-probabilities of tokens that were sampled from the *first* policy. Leaves out the choice between them: Accord puts k1
-into the reward, logs k3 between the old and the new policy, and has no KL in the loss, where only k2 has the right gradient.
+Implements the estimators k1, k2 and k3 of Schulman (2020, "Approximating KL divergence"). All are in nats and all take
+the log-probabilities of tokens that were sampled from the *first* policy. Leaves out the choice between them: Accord
+puts k1 into the reward, logs k3 between the old and the new policy, and has no KL in the loss, where only k2 has the
+right gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def compute_k1(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*
 def compute_k2(logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """k2 = 1/2 (log pi(x) - log ref(x))^2 for x ~ pi. Never negative; biased as a value.
 
-    As a loss on samples of pi its expected gradient is that of KL(pi || ref), exactly. (*shape), (*shape) -> (*shape), nats.
+    As a loss on samples of pi its expected gradient is that of KL(pi || ref), exactly. (*shape), (*shape) -> (*shape),
+    nats.
     """
     return 0.5 * (logprobs - ref_logprobs).square()
 
@@ -48,11 +50,12 @@ def compute_sequence_kl(
 
     Its mean over sequences sampled from pi estimates KL(pi || ref). (B, C) each -> (B,), nats per sequence.
     """
-    per_token = compute_k1(logprobs, ref_logprobs)
-    return torch.where(mask, per_token, torch.zeros_like(per_token)).sum(dim=1)
+    return torch.where(mask, compute_k1(logprobs, ref_logprobs), 0.0).sum(dim=1)
 
 
-def compute_categorical_kl(logits: Float[Tensor, "*shape V"], ref_logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
+def compute_categorical_kl(
+    logits: Float[Tensor, "*shape V"], ref_logits: Float[Tensor, "*shape V"]
+) -> Float[Tensor, "*shape"]:
     """Exact KL(p || q) = sum_j p_j (log p_j - log q_j) of p = softmax(logits), q = softmax(ref_logits).
 
     Where p_j = 0 the term is 0; where q_j = 0 and p_j > 0 the result is infinite. (*shape, V) each -> (*shape), nats.

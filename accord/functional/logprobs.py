@@ -1,8 +1,8 @@
-"""Log-probability of given tokens, and the entropy of the distribution they come from, in one lean pass over the logits.
+"""Log-probability of given tokens and entropy of the distribution they come from, in one lean pass over the logits.
 
-Implements softmax with one temperature, in float32 at least, whatever the precision of the logits. Works on a few rows at a
-time and keeps for the backward pass only the logits themselves and two numbers a row, where plain autograd would keep several
-float32 copies of (B, T, V). Leaves out top-p and top-k: truncated sampling has no place in an optimiser.
+Implements softmax with one temperature, in float32 at least, whatever the precision of the logits. Works on a few rows
+at a time and keeps for the backward pass only the logits themselves and two numbers a row, where plain autograd would
+keep several float32 copies of (B, T, V). Leaves out top-p and top-k: truncated sampling has no place in an optimiser.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def compute_logprobs(
     -infinity is a forbidden token: p = 0, nothing added to H, gradient 0. First derivatives in closed form:
     d log p_i / dz_j = [i = j] - p_j and dH / dz_j = -p_j (log p_j + H).
 
-    logits (B, T, V) of any floating type, column t predicting ids[:, t]; ids (B, T) -> both (B, T), float32 (float64 for
-    logits in float64). Differentiable once in `logits`.
+    logits (B, T, V) of any floating type, column t predicting ids[:, t]; ids (B, T) -> both (B, T), float32 (float64
+    for logits in float64). Differentiable once in `logits`.
 
     Raises:
         DataError: the shapes do not match, or `temperature` is not above 0.

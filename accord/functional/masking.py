@@ -1,8 +1,8 @@
 """Statistics under a mask: sum, mean, variance, whitening, and where each row's last real token lies.
 
-The mask is True where an entry counts, and no other polarity exists. A masked entry is selected away, never multiplied by
-zero, so whatever it holds (infinity and NaN included) reaches neither the value nor the gradient. Leaves out weighted
-statistics and any reduction across ranks: a caller that splits a batch passes the global `denominator`.
+The mask is True where an entry counts, and no other polarity exists. A masked entry is selected away, never multiplied
+by zero, so whatever it holds (infinity and NaN included) reaches neither the value nor the gradient. Leaves out
+weighted statistics and any reduction across ranks: a caller that splits a batch passes the global `denominator`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def masked_sum(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Floa
 
     x and mask (*shape) -> scalar, in the units of x.
     """
-    return torch.where(mask, x, torch.zeros_like(x)).sum()
+    return torch.where(mask, x, 0.0).sum()
 
 
 def masked_mean(
@@ -49,20 +49,22 @@ def masked_variance(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) ->
 
     x and mask (*shape) -> scalar, in the units of x squared. Raises DataError where nothing is unmasked.
     """
-    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    return masked_mean(centred.square(), mask)
 
 
 def masked_whiten(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """(x - mean) / standard deviation, both under the mask: masked mean 0 *and* masked population variance 1.
 
-    The mean is taken away for good; an implementation that adds it back leaves a constant in every advantage. To whiten over
-    the global batch, hand in the global batch. Entries that do not vary (variance below `VARIANCE_FLOOR`) become about 0.
+    The mean is taken away for good; an implementation that adds it back leaves a constant in every advantage. To whiten
+    over the global batch, hand in the global batch. Entries that do not vary (variance below `VARIANCE_FLOOR`) become
+    about 0.
     x and mask (*shape) -> (*shape), without unit, 0 where masked.
 
     Raises:
         DataError: nothing is unmasked.
     """
-    centred = torch.where(mask, x - masked_mean(x, mask), torch.zeros_like(x))
+    centred = torch.where(mask, x - masked_mean(x, mask), 0.0)
     return centred * masked_variance(x, mask).clamp_min(VARIANCE_FLOOR).rsqrt()
 
 

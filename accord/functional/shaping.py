@@ -1,7 +1,7 @@
 """Per-token rewards from one score a completion and the distance to the reference.
 
-Implements the KL-shaped reward of Ziegler et al. 2019. Leaves out the score itself, its normalisation and the penalty for a
-missing EOS: they are settled before.
+Implements the KL-shaped reward of Ziegler et al. 2019. Leaves out the score itself, its normalisation and the penalty
+for a missing EOS: they are settled before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def shape_rewards(
     mask: Bool[Tensor, "B C"],
     kl_coef: float | int,
 ) -> Float[Tensor, "B C"]:
-    """r_t = -kl_coef (log pi_old(y_t) - log pi_ref(y_t)) + [t = T] score, T being the last real token and not the first PAD.
+    """r_t = -kl_coef (log pi_old(y_t) - log pi_ref(y_t)) + [t = T] score, T the last real token, not the first PAD.
 
     Summed over t it is score - kl_coef * k1 of the sequence: the objective E[score] - beta KL(pi || ref).
 
@@ -31,6 +31,5 @@ def shape_rewards(
     Raises:
         DataError: a completion has no real token.
     """
-    penalty = -kl_coef * compute_k1(logprobs, ref_logprobs)
-    rewards = torch.where(mask, penalty, torch.zeros_like(penalty))
+    rewards = torch.where(mask, -kl_coef * compute_k1(logprobs, ref_logprobs), 0.0)
     return rewards.scatter_add(1, compute_last_index(mask)[:, None], scores[:, None].to(rewards.dtype))

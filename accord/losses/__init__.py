@@ -1,7 +1,7 @@
 """Objectives: what is minimised, one file each. Tensors and floats in, a NamedTuple of loss and metrics out.
 
-`ppo.objective` and `reward_model.objective` in accord.toml name an entry of the two dictionaries below. To add one: a file
-here, a line below, a section in docs/objectives.md, a test in tests/losses. Knows nothing of settings or models.
+`ppo.objective` and `reward_model.objective` in accord.toml name an entry of the two dictionaries below. To add one: a
+file here, a line below, a section in docs/objectives.md, a test in tests/losses. Knows nothing of settings or models.
 """
 
 from accord.losses.bradley_terry import compute_bradley_terry_loss

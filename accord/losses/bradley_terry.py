@@ -24,9 +24,9 @@ def compute_bradley_terry_loss(
 ) -> PreferenceLoss:
     """L = 1/N sum_i w_i [-p_i log sigmoid(d_i - m_i) - (1 - p_i) log sigmoid(-d_i - m_i)], with d = score_a - score_b.
 
-    Arguments as in `PreferenceObjective`: tensors (B,); p = probability, w = weight, m = margin, N = denominator. In nats.
-    With m = 0 the minimum lies at d = logit(p), and it is the entropy of p. A margin asks the better side, whichever it is,
-    to win by more. Swapping a and b (and p with 1 - p) leaves the loss as it is.
+    Arguments as in `PreferenceObjective`: tensors (B,); p = probability, w = weight, m = margin, N = denominator. In
+    nats. With m = 0 the minimum lies at d = logit(p), and it is the entropy of p. A margin asks the better side,
+    whichever it is, to win by more. Swapping a and b (and p with 1 - p) leaves the loss as it is.
     Metrics: those of `compute_margin_metrics`.
     Source: Bradley and Terry 1952; Ouyang et al. 2022, equation 1; margin: Touvron et al. 2023 (Llama 2), equation 2.
 

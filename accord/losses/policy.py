@@ -24,9 +24,9 @@ class PolicyLoss(NamedTuple):
 class PolicyObjective(Protocol):
     """A function from log-probabilities and advantages to a `PolicyLoss`; the values of `POLICY_OBJECTIVES`.
 
-    logprobs (B, C): log pi_theta of the sampled tokens, with gradient. old_logprobs (B, C): the same under the policy that
-    sampled them. advantages (B, C): constants. mask (B, C): True where a token counts. clip_range: epsilon, in (0, 1)
-    usually. denominator: the tokens under the mask in the whole optimiser step, all micro-batches and ranks together.
+    logprobs (B, C): log pi_theta of the sampled tokens, with gradient. old_logprobs (B, C): the same under the policy
+    that sampled them. advantages (B, C): constants. mask (B, C): True where a token counts. clip_range: epsilon > 0.
+    denominator: the tokens under the mask in the whole optimiser step, all micro-batches and ranks together.
     """
 
     def __call__(
@@ -47,8 +47,7 @@ def compute_log_ratio(
     logprobs: Float[Tensor, "B C"], old_logprobs: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B C"]:
     """log(pi_theta / pi_old) of each token, 0 (and no gradient) where masked. (B, C) -> (B, C), nats."""
-    gap = logprobs - old_logprobs
-    return torch.where(mask, gap, torch.zeros_like(gap))
+    return torch.where(mask, logprobs - old_logprobs, 0.0)
 
 
 @torch.no_grad()
@@ -65,5 +64,5 @@ def compute_ratio_metrics(
     return {
         "approx_kl_nats": masked_mean(compute_k3(torch.zeros_like(log_ratio), log_ratio), mask, denominator),
         "ratio_mean": masked_mean(ratio, mask, denominator),
-        "ratio_max": torch.where(mask, ratio, torch.zeros_like(ratio)).max(),
+        "ratio_max": torch.where(mask, ratio, 0.0).max(),
     }

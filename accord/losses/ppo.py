@@ -27,8 +27,8 @@ def compute_ppo_clip_loss(
 
     Arguments as in `PolicyObjective`: tensors (B, C); epsilon = clip_range, N = denominator. At pi_theta = pi_old its
     gradient is that of REINFORCE, and loss = -mean advantage.
-    Metrics: clip_fraction, the share of tokens where the clip took hold (the clipped term is the smaller: no gradient), and
-    those of `compute_ratio_metrics`.
+    Metrics: clip_fraction, the share of tokens where the clip took hold (the clipped term is the smaller: no gradient),
+    and those of `compute_ratio_metrics`.
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", equation 7.
 
     Raises:

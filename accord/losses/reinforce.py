@@ -1,7 +1,7 @@
 """The plain policy gradient, without ratio or clip.
 
-Implements REINFORCE of Williams 1992 on advantages. Leaves out any guard against moving far from the sampling policy: take
-one pass over each rollout (`ppo.epochs = 1`, `ppo.minibatches = 1`), where it equals `ppo_clip`.
+Implements REINFORCE of Williams 1992 on advantages. Leaves out any guard against moving far from the sampling policy:
+take one pass over each rollout (`ppo.epochs = 1`, `ppo.minibatches = 1`), where it equals `ppo_clip`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def compute_reinforce_loss(
     Raises:
         DataError: `denominator` is not above 0.
     """
-    loss = -masked_mean(advantages * logprobs, mask, denominator)
+    loss = -masked_mean(torch.where(mask, advantages, 0.0) * logprobs, mask, denominator)
     log_ratio = compute_log_ratio(logprobs, old_logprobs, mask).detach()
     metrics = compute_ratio_metrics(log_ratio, mask, denominator)
     metrics["clip_fraction"] = torch.zeros_like(metrics["ratio_mean"])

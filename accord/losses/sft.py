@@ -20,12 +20,11 @@ class SftLoss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def compute_sft_loss(
-    logprobs: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], *, denominator: float | int
-) -> SftLoss:
+def compute_sft_loss(logprobs: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], *, denominator: float | int) -> SftLoss:
     """L = -1/N sum_t log pi_theta(y_t) under the mask, in nats per token.
 
-    logprobs, mask (B, C); N = denominator: tokens under the mask in the whole optimiser step. Metrics: nll_nats, the same.
+    logprobs, mask (B, C); N = denominator: tokens under the mask in the whole optimiser step. Metrics: nll_nats, the
+    same.
 
     Raises:
         DataError: `denominator` is not above 0.

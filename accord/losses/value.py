@@ -1,7 +1,7 @@
 """The critic's regression on returns, clipped around the values that the rollout was made with.
 
-Leaves out the coefficient with which it enters the total (`ppo.vf_coef`), and explained variance, which does not add up over
-micro-batches (`functional.compute_explained_variance`).
+Leaves out the coefficient with which it enters the total (`ppo.vf_coef`), and explained variance, which does not add up
+over micro-batches (`functional.compute_explained_variance`).
 """
 
 from __future__ import annotations
@@ -34,20 +34,18 @@ def compute_value_loss(
     """L = 1/(2N) sum_t max((V_t - R_t)^2, (V'_t - R_t)^2), with V' = V_old + clip(V - V_old, -epsilon, epsilon).
 
     values (B, C): V_theta, with gradient. old_values, returns (B, C): constants of the rollout. mask (B, C). epsilon =
-    clip_range, in the units of the rewards; infinity: unclipped, half the mean squared error. N = denominator: tokens in the
-    whole optimiser step. Loss in the units of the rewards squared.
+    clip_range, in the units of the rewards; infinity: unclipped, half the mean squared error. N = denominator: tokens
+    in the whole optimiser step. Loss in the units of the rewards squared.
     Metrics: value_clip_fraction, the share of tokens where the clipped error is the larger: no gradient.
     Source: OpenAI baselines' ppo2 (Schulman et al. 2017 leave it unclipped, equation 9).
 
     Raises:
         DataError: `denominator` is not above 0.
     """
-    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    error = (values - returns).square()
-    clipped_error = (clipped - returns).square()
-    outside = (values - old_values).abs() > clip_range
-    # Within the range both are the same number but for rounding: the plain error serves, with its exact gradient.
-    worst = torch.where(outside, torch.maximum(error, clipped_error), error)
-    took_hold = outside & (clipped_error > error)
-    metrics = {"value_clip_fraction": masked_mean(took_hold.to(values.dtype), mask, denominator)}
-    return ValueLoss(0.5 * masked_mean(worst, mask, denominator), metrics)
+    step = torch.where(mask, values - old_values, 0.0)
+    target = torch.where(mask, returns - old_values, 0.0)
+    error = (step - target).square()
+    clipped_error = (step.clamp(-clip_range, clip_range) - target).square()
+    took_hold = (clipped_error > error).to(values.dtype)
+    loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask, denominator)
+    return ValueLoss(loss, {"value_clip_fraction": masked_mean(took_hold, mask, denominator)})
