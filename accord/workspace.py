@@ -234,6 +234,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a whole file beside its place and rename it: a reader sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    _flush_file(draft)
+    os.replace(draft, path)
+
+
+def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """`replace_file` with JSON lines."""
+    replace_file(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+
+
 def _cut_unfinished_line(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return

@@ -1,0 +1,123 @@
+"""What every stage of a run shares: settings, workspace, the one base model, the vote store, progress.
+
+Implements loading each of them once, and only when a stage asks. Leaves out the stages themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from accord.config import Config
+from accord.errors import ModelError
+from accord.feedback.store import VoteStore
+from accord.models import Base, LoraSettings, load_base
+from accord.rewards import LearnedReward
+from accord.rollout import Sampler
+from accord.types import Progress
+from accord.workspace import Artifact, Workspace, read_lines, replace_lines
+
+if TYPE_CHECKING:
+    from accord.loop.graph import Stage
+
+T = TypeVar("T")
+
+
+class RunContext:
+    """One run's shared parts. `base` and `store` are made when first asked for."""
+
+    def __init__(self, workspace: Workspace, config: Config, progress: Progress) -> None:
+        self.workspace = workspace
+        self.config = config
+        self.progress = progress
+
+    @cached_property
+    def base(self) -> Base:
+        """The frozen base that every role stands on."""
+        model = self.config.model
+        split = 0 if model.adapter == "full" else model.split
+        return load_base(model.name, dtype=model.dtype, split=split, device=self.config.compute.device)
+
+    @cached_property
+    def store(self) -> VoteStore:
+        """The project's votes."""
+        return VoteStore(self.workspace.database_url)
+
+    @property
+    def lora(self) -> LoraSettings:
+        """LoRA settings of every adapter."""
+        return LoraSettings(rank=self.config.model.lora_rank, alpha=self.config.model.lora_alpha)
+
+    @property
+    def policy_lora(self) -> LoraSettings | None:
+        """LoRA settings of the policy; None where it trains all weights."""
+        return self.lora if self.config.model.adapter == "lora" else None
+
+    def sampler(self) -> Sampler:
+        """A sampler that tells progress how many tokens it has drawn."""
+        return Sampler(self.base, self.config.sample.batch_size, on_tokens=self.progress.advance)
+
+    def parent(self, stage: Stage, name: str) -> Artifact:
+        """The finished artifact that `stage` calls `name`."""
+        kind, _, key = stage.parents[name].partition("/")
+        artifact = self.workspace.find(kind, key)
+        if artifact is None:
+            raise LookupError(f"stage {stage.kind} needs {kind}/{key}, which is not finished")
+        return artifact
+
+    def load_reward(self, role: str, artifact: Artifact) -> LearnedReward:
+        """The reward model of an artifact, as a score source under the name `role`."""
+        self.forget(role)
+        self.base.load_scorer(role, artifact.folder / "adapter")
+        self.check_base(artifact)
+        return LearnedReward(self.base, role)
+
+    def load_policy(self, role: str, artifact: Artifact) -> str | None:
+        """The policy of an artifact under the name `role`; None (the reference) where the artifact is the bare base."""
+        if artifact.kind == "doctor":
+            return None
+        self.forget(role)
+        self.base.load_policy(role, artifact.folder / "adapter")
+        self.check_base(artifact)
+        return role
+
+    def forget(self, role: str) -> None:
+        """Free the role if it exists."""
+        if role in self.base.roles():
+            self.base.remove(role)
+
+    def check_base(self, artifact: Artifact) -> None:
+        """Refuse adapters that were trained on another base.
+
+        Raises:
+            ModelError: the base model's weights changed since the artifact was made.
+        """
+        if artifact.summary["base_fingerprint"] != self.base.fingerprint:
+            raise ModelError(
+                f"{artifact.kind}/{artifact.key} was trained on other base weights than {self.config.model.name} has now",
+                where=str(artifact.folder),
+                mend="give the model back its weights, or start a new project",
+            )
+
+    def in_chunks(self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+        """`make` of each chunk of `items`, joined; chunks that an earlier, killed run finished are read, not made again."""
+        scratch = self.workspace.scratch_folder(stage.kind, stage.key)
+        rows: list[Any] = []
+        for number, chunk in enumerate(_chunks(items, size)):
+            path = scratch / f"chunk-{number:05d}.jsonl"
+            if not path.exists():
+                replace_lines(path, make(chunk))
+            rows.extend(read_lines(path))
+        return rows
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def adapter_folder(folder: Path) -> Path:
+    """Where an artifact keeps a role's weights."""
+    return folder / "adapter"

@@ -1,0 +1,120 @@
+"""Stages that fit reward models: the proxy that the policy is optimised against, and the held-out judge it never sees.
+
+Implements the split of the preferences by prompt, the fit, normalisation on the reference's own samples, and the report
+card. Leaves out the objective (`losses`), the training loop (`training.reward_model`) and the card's numbers (`evaluation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from accord.errors import DataError
+from accord.evaluation import compute_reward_card
+from accord.feedback import split_by_prompt
+from accord.loop.context import RunContext, adapter_folder
+from accord.loop.preparing import load_preferences, load_prompts
+from accord.training import fits_in, normalize_reward_model, score_preferences, train_reward_model
+from accord.types import Preference, derive_seed
+from accord.workspace import Draft, FolderCheckpoint
+
+if TYPE_CHECKING:
+    from accord.loop.graph import Stage
+
+NORMALIZE_PROMPTS = 48
+"""Prompts whose reference samples set a reward model's mean 0 and variance 1."""
+
+
+def fit_proxy(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """The reward model that the policy is optimised against."""
+    _fit(context, stage, draft, part="proxy")
+
+
+def fit_heldout(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """The reward model of other prompts' votes, which only judges."""
+    _fit(context, stage, draft, part="heldout")
+
+
+def split_preferences(context: RunContext, stage: Stage, part: str) -> tuple[list[Preference], list[Preference], list[Preference]]:
+    """(train, validation, test) of the `proxy` or `heldout` reward model; no prompt is in two of them.
+
+    Test pairs are those on evaluation prompts where people voted on any, else a share of the voted prompts. The rest is
+    parted into the proxy's and the held-out model's prompts, and each keeps a share of its own for early stopping.
+    """
+    cfg = context.config
+    preferences = load_preferences(context, stage)
+    voted = list(dict.fromkeys(p.prompt.id for p in preferences))
+    apart = {p.id for p in load_prompts(context, stage, "evaluation")} & set(voted)
+    seed = cfg.project.seed
+    test = apart or split_by_prompt(voted, cfg.reward_model.test_fraction, seed=seed, label="test")
+    rest = [i for i in voted if i not in test]
+    heldout = split_by_prompt(rest, cfg.feedback.heldout_fraction, seed=seed, label="heldout")
+    own = [i for i in rest if (i in heldout) == (part == "heldout")]
+    validation = split_by_prompt(own, cfg.reward_model.validation_fraction, seed=seed, label=f"{part}-validation")
+    train = set(own) - validation
+
+    def choose(ids: set[str]) -> list[Preference]:
+        return [p for p in preferences if p.prompt.id in ids]
+
+    return choose(train), choose(validation), choose(test)
+
+
+def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
+    cfg, base = context.config, context.base
+    limit = cfg.reward_model.max_tokens
+    splits = split_preferences(context, stage, part)
+    train, validation, test = ([p for p in pairs if fits_in(base, p, limit)] for pairs in splits)
+    for name, pairs in (("train", train), ("validation", validation), ("test", test)):
+        if not pairs:
+            raise DataError(f"no {name} pairs for the {part} reward model", where="[reward_model]",
+                            mend="cast more votes, or raise reward_model.max_tokens")
+    context.forget(part)
+    base.add_scorer(part, lora=context.lora, seed=stage.seed)
+    checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
+    result = train_reward_model(
+        base, part, train, validation, cfg.reward_model, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
+    )
+    context.progress.begin("scoring test pairs", len(test), "pairs")
+    std = _normalize(context, stage, part)
+    scores_a, scores_b = score_preferences(base, part, test)
+    card = compute_reward_card(
+        scores_a, scores_b, test,
+        lengths_a=_count_tokens(context, [p.a.text for p in test]),
+        lengths_b=_count_tokens(context, [p.b.text for p in test]),
+        annotator_agreement=_read_agreement(context, stage),
+        score_std=std,
+        seed=derive_seed(stage.seed, "card"),
+    )
+    base.save_role(part, adapter_folder(draft.folder))
+    context.forget(part)
+    draft.write_jsonl("history.jsonl", result.history)
+    draft.write_json("card.json", card)
+    draft.summary.update(
+        base_fingerprint=base.fingerprint, train_pairs=len(train), validation_pairs=len(validation), test_pairs=len(test),
+        left_out_too_long=sum(map(len, splits)) - len(train) - len(validation) - len(test), best_epoch=result.best_epoch,
+    )
+
+
+def _normalize(context: RunContext, stage: Stage, role: str) -> float:
+    """Mean 0, variance 1 on the reference's own samples; returns the standard deviation that was divided out."""
+    sample = context.config.sample
+    prompts = load_prompts(context, stage, "train")[:NORMALIZE_PROMPTS]
+    reference = context.load_policy("reference", context.parent(stage, "reference"))
+    rollout = context.sampler().generate(
+        reference, prompts,
+        seeds=[derive_seed(stage.seed, "normalize", p.id) for p in prompts],
+        max_new_tokens=sample.max_new_tokens, temperature=sample.temperature,
+    )
+    context.forget("reference")
+    _, std = normalize_reward_model(context.base, role, [rollout])
+    return std
+
+
+def _count_tokens(context: RunContext, texts: Sequence[str]) -> list[int]:
+    return [len(context.base.tokens.encode_text(text)) for text in texts]
+
+
+def _read_agreement(context: RunContext, stage: Stage) -> float | None:
+    agreement = context.parent(stage, "preferences").read_json("consensus.json")["agreement"]
+    value: float | None = agreement["pairwise"]
+    return value

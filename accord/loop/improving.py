@@ -1,0 +1,86 @@
+"""Stages that change the policy and judge it: supervised fine-tuning, the method of [policy], evaluation.
+
+Implements these stages on the rooms below. Leaves out the algorithms (`training`) and the measures (`evaluation`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accord.evaluation import evaluate_policy
+from accord.loop.context import RunContext, adapter_folder
+from accord.loop.preparing import load_preferences, load_prompts
+from accord.rewards import find_text_reward
+from accord.training import TRAINERS, TrainingJob, train_sft
+from accord.workspace import Draft, FolderCheckpoint
+
+if TYPE_CHECKING:
+    from accord.loop.graph import Stage
+
+
+def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """SFT on the preferred completions of the training prompts; its result is the reference of what follows."""
+    base = context.base
+    apart = {p.id for p in load_prompts(context, stage, "evaluation")}
+    preferences = [p for p in load_preferences(context, stage) if p.probability != 0.5 and p.prompt.id not in apart]
+    examples = [(p.prompt, p.a if p.probability > 0.5 else p.b) for p in preferences]
+    context.forget("policy")
+    base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+    checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
+    result = train_sft(
+        base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
+    )
+    base.save_role("policy", adapter_folder(draft.folder))
+    context.forget("policy")
+    draft.write_jsonl("history.jsonl", result.history)
+    draft.summary.update(base_fingerprint=base.fingerprint, examples=len(examples))
+
+
+def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Optimise the policy against the proxy reward by the method of [policy]; the best checkpoint is what is kept."""
+    cfg, base = context.config, context.base
+    prompts = load_prompts(context, stage, "train")
+    validation = prompts[: min(cfg.ppo.validation_prompts, len(prompts) // 4)]
+    proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
+    heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
+    reference = context.load_policy("reference", context.parent(stage, "reference"))
+    start = stage.parents.get("start", stage.parents["reference"])
+    context.forget("policy")
+    if start.startswith("doctor/"):
+        base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+    else:
+        context.load_policy("policy", context.parent(stage, "start" if "start" in stage.parents else "reference"))
+    base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
+    job = TrainingJob(
+        base=base, config=cfg, prompts=prompts[len(validation) :], validation_prompts=validation,
+        generator=context.sampler(), proxy=proxy, heldout=heldout, reference=reference, seed=stage.seed,
+        progress=context.progress, checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
+    )
+    result = TRAINERS[cfg.policy.method](job)
+    base.save_role("policy", adapter_folder(draft.folder))
+    for role in ("policy", "critic", "proxy", "heldout", "reference"):
+        context.forget(role)
+    draft.write_jsonl("history.jsonl", result.history)
+    draft.summary.update(
+        base_fingerprint=base.fingerprint, method=cfg.policy.method, best_update=result.best_update, stopped=result.stopped
+    )
+
+
+def evaluate(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Policy against reference and best-of-n, on prompts nobody trained on, with the same seeds."""
+    cfg, base = context.config, context.base
+    gold = find_text_reward(cfg.simulation.utility) if cfg.feedback.source == "simulated" else None
+    proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
+    heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
+    reference = context.load_policy("reference", context.parent(stage, "reference"))
+    role = context.load_policy("policy", context.parent(stage, "policy"))
+    result = evaluate_policy(
+        base, context.sampler(), role, load_prompts(context, stage, "evaluation"),
+        reference=reference, proxy=proxy, heldout=heldout, gold=gold, toxicity=find_text_reward(cfg.evaluation.toxicity),
+        cfg=cfg.evaluation, sample=cfg.sample, seed=stage.seed, progress=context.progress,
+    )
+    for name in ("policy", "proxy", "heldout", "reference"):
+        context.forget(name)
+    draft.write_json("evaluation.json", result.metrics)
+    draft.write_jsonl("completions.jsonl", result.rows)
+    draft.write_json("examples.json", result.examples)

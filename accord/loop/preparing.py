@@ -1,0 +1,211 @@
+"""Stages before anything is fitted: the model examined, prompts chosen, completions sampled, votes cast, consensus reached.
+
+Implements these stages on the rooms below. Leaves out their order (`graph`) and the statistics of votes (`feedback`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord.config.schema import AnnotatorSection
+from accord.errors import DataError
+from accord.feedback import CONSENSUS, compute_agreement, simulate_votes, split_by_prompt, vote_to_dict
+from accord.loop.context import RunContext
+from accord.models import require_healthy, run_doctor
+from accord.rewards import find_text_reward
+from accord.starter import load_starter_prompts
+from accord.types import Completion, Preference, Prompt, derive_seed
+from accord.workspace import Draft, Workspace
+
+if TYPE_CHECKING:
+    from accord.loop.graph import Stage
+
+SAMPLE_CHUNK = 64
+"""Prompts sampled between two chunk files: what a kill costs while sampling."""
+
+DEFAULT_ANNOTATORS = (
+    AnnotatorSection(name="expert", skill=16.0),
+    AnnotatorSection(name="careful", skill=10.0, tie_rate=0.1),
+    AnnotatorSection(name="average", skill=6.0, tie_rate=0.1),
+    AnnotatorSection(name="left-leaning", skill=6.0, side_bias=0.8),
+    AnnotatorSection(name="hasty", skill=4.0, inconsistency=0.25),
+)
+"""Five simulated annotators of different skill, side bias, tie rate and inconsistency."""
+
+
+def examine_model(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Prove on this very model what an optimiser relies on; a model that fails is refused here."""
+    results = run_doctor(context.base)
+    draft.write_json("doctor.json", [asdict(result) for result in results])
+    require_healthy(results)
+    draft.summary["checks"] = len(results)
+    draft.summary["base_fingerprint"] = context.base.fingerprint
+    draft.summary["split"] = context.base.split
+
+
+def find_prompt_file(workspace: Workspace, source: str) -> Path:
+    """The prompt file that a setting names, relative to the project.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    path = workspace.root / source
+    if not path.is_file():
+        raise DataError("no such prompt file", where=str(path), mend='give a .jsonl file, "starter", "votes" or "split"')
+    return path
+
+
+def read_prompt_file(path: Path) -> list[Prompt]:
+    """Prompts of a .jsonl file, one `{"messages": [...]}`, `{"text": ...}` or `{"prompt": ...}` a line.
+
+    Raises:
+        DataError: a line is not such a prompt; it names file and line.
+    """
+    prompts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "prompt" in row:
+                value = row["prompt"]
+                prompts.append(Prompt.from_user(value) if isinstance(value, str) else Prompt.from_dict({"messages": value}))
+            else:
+                prompts.append(Prompt.from_dict(row))
+        except (ValueError, KeyError, TypeError, DataError) as error:
+            raise DataError(
+                f"not a prompt: {error}", where=f"{path}:{number}", mend='write {"prompt": "..."} or {"messages": [...]}'
+            ) from error
+    if not prompts:
+        raise DataError("no prompts", where=str(path), mend="write one prompt a line")
+    return prompts
+
+
+def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Training and evaluation prompts, apart: none is on both sides, none is longer than the limit."""
+    section = context.config.prompts
+    train = _read_prompts(context, stage, section.train)
+    if section.evaluation == "split":
+        chosen = split_by_prompt([p.id for p in train], section.evaluation_fraction, seed=stage.seed, label="evaluation")
+        evaluation = [p for p in train if p.id in chosen]
+    else:
+        evaluation = _read_prompts(context, stage, section.evaluation)
+    apart = {p.id for p in evaluation}
+    train = [p for p in dict.fromkeys(train) if p.id not in apart]
+    evaluation = list(dict.fromkeys(evaluation))
+    kept_train, kept_evaluation = _short_enough(context, train), _short_enough(context, evaluation)
+    draft.summary["left_out_too_long"] = len(train) + len(evaluation) - len(kept_train) - len(kept_evaluation)
+    for name, kept, limit in (
+        ("train", kept_train, section.limit), ("evaluation", kept_evaluation, section.evaluation_limit),
+    ):
+        kept = sorted(kept, key=lambda p: derive_seed(stage.seed, name, p.id))[: limit or None]
+        if not kept:
+            raise DataError(f"no {name} prompts are left", where=f"prompts.{name}", mend="raise prompts.max_tokens")
+        draft.write_jsonl(f"{name}.jsonl", [p.to_dict() for p in kept])
+        draft.summary[name] = len(kept)
+
+
+def _read_prompts(context: RunContext, stage: Stage, source: str) -> list[Prompt]:
+    if source == "starter":
+        return load_starter_prompts("train" if context.config.prompts.train == source else "evaluation")
+    if source == "votes":
+        rows = context.parent(stage, "votes").read_jsonl("votes.jsonl")
+        return list(dict.fromkeys(Prompt.from_dict(row["prompt"]) for row in rows))
+    return read_prompt_file(find_prompt_file(context.workspace, source))
+
+
+def _short_enough(context: RunContext, prompts: Sequence[Prompt]) -> list[Prompt]:
+    limit = context.config.prompts.max_tokens
+    return [p for p in prompts if len(context.base.tokens.encode_prompt(p)) <= limit]
+
+
+def load_prompts(context: RunContext, stage: Stage, part: str) -> list[Prompt]:
+    """The `train` or `evaluation` prompts of the stage's prompts artifact."""
+    return [Prompt.from_dict(row) for row in context.parent(stage, "prompts").read_jsonl(f"{part}.jsonl")]
+
+
+def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """K completions of each training prompt from the policy that the round starts from."""
+    sample = context.config.sample
+    prompts = load_prompts(context, stage, "train")
+    role = context.load_policy("sampled", context.parent(stage, "policy"))
+    sampler = context.sampler()
+    context.progress.begin("sampling", len(prompts) * sample.completions * sample.max_new_tokens, "tokens")
+
+    def sample_chunk(chunk: Sequence[Prompt]) -> list[Any]:
+        repeated = [p for p in chunk for _ in range(sample.completions)]
+        seeds = [derive_seed(stage.seed, p.id, k) for p in chunk for k in range(sample.completions)]
+        rollout = sampler.generate(
+            role, repeated, seeds=seeds, max_new_tokens=sample.max_new_tokens, temperature=sample.temperature
+        )
+        texts = [replace(c, origin=stage.parents["policy"]).to_dict() for c in rollout.completions]
+        return [
+            {"prompt": p.to_dict(), "completions": texts[i * sample.completions : (i + 1) * sample.completions]}
+            for i, p in enumerate(chunk)
+        ]
+
+    rows = context.in_chunks(stage, prompts, SAMPLE_CHUNK, sample_chunk)
+    context.forget("sampled")
+    draft.write_jsonl("samples.jsonl", rows)
+    finished = [c["finished"] for row in rows for c in row["completions"]]
+    draft.summary["completions"] = len(finished)
+    draft.summary["finished_share"] = sum(finished) / len(finished)
+
+
+def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Simulated annotators vote on every pair of different completions, through the same store as people."""
+    section = context.config.simulation
+    pairs = [
+        (Prompt.from_dict(row["prompt"]), a, b)
+        for row in context.parent(stage, "samples").read_jsonl("samples.jsonl")
+        for a, b in combinations([Completion.from_dict(c) for c in row["completions"]], 2)
+        if a.id != b.id
+    ]
+    votes = simulate_votes(
+        pairs,
+        find_text_reward(section.utility),
+        section.annotators or DEFAULT_ANNOTATORS,
+        votes_per_pair=section.votes_per_pair,
+        seed=stage.seed,
+        source=stage.address,
+    )
+    context.store.add(votes)
+    draft.write_jsonl("votes.jsonl", [vote_to_dict(v) for v in context.store.votes(source=stage.address)])
+    draft.summary["votes"] = len(votes)
+    draft.summary["pairs"] = len(pairs)
+    draft.summary["simulated"] = True
+
+
+def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """A snapshot of every current vote of people in feedback.db."""
+    rows = [vote_to_dict(v) for v in context.store.votes(current=True) if not v.simulated]
+    draft.write_jsonl("votes.jsonl", rows)
+    draft.summary["votes"] = len(rows)
+    draft.summary["simulated"] = False
+
+
+def reach_consensus(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Votes become preferences with uncertainty; agreement and each annotator's skill and side bias are reported."""
+    from accord.feedback import vote_from_dict
+
+    votes = [
+        vote_from_dict(row) for name in stage.parents for row in context.parent(stage, name).read_jsonl("votes.jsonl")
+    ]
+    preferences, report = CONSENSUS[context.config.feedback.consensus](votes)
+    if not preferences:
+        raise DataError("the votes say nothing of any pair", where="feedback.db", mend="import comparisons or rankings")
+    draft.write_jsonl("preferences.jsonl", [p.to_dict() for p in preferences])
+    draft.write_json("consensus.json", {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed)})
+    draft.summary["preferences"] = len(preferences)
+    draft.summary["votes"] = len(votes)
+
+
+def load_preferences(context: RunContext, stage: Stage) -> list[Preference]:
+    """The preferences that count: weight above 0."""
+    rows = context.parent(stage, "preferences").read_jsonl("preferences.jsonl")
+    return [p for p in (Preference.from_dict(row) for row in rows) if p.weight > 0]

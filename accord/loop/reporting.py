@@ -1,0 +1,101 @@
+"""report.json and report.html of each round, rebuilt at any time from artifacts and ledger.
+
+Implements gathering the numbers under their documented keys. Leaves out how they are computed (`evaluation`) and how they
+look (`evaluation.report`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from accord.config import Config
+from accord.errors import WorkspaceError
+from accord.evaluation.report import render_report
+from accord.loop.graph import Stage, build_stages
+from accord.workspace import Artifact, Workspace, dump_json, replace_file
+
+
+def build_report(workspace: Workspace, config: Config) -> list[Path]:
+    """Write rounds/NNN/report.json and report.html of every finished round; returns the html files.
+
+    Raises:
+        WorkspaceError: no round is finished yet.
+    """
+    stages = build_stages(workspace, config)
+    written = []
+    for number in range(1, config.project.rounds + 1):
+        own = [stage for stage in stages if stage.round == number]
+        found = {stage.kind: workspace.find(stage.kind, stage.key) for stage in own}
+        artifacts = {kind: artifact for kind, artifact in found.items() if artifact}
+        if "evaluation" not in artifacts:
+            continue
+        report = gather_report(workspace, config, number, own, artifacts)
+        folder = workspace.round_folder(number)
+        replace_file(folder / "report.json", dump_json(report))
+        replace_file(folder / "report.html", render_report(report))
+        written.append(folder / "report.html")
+    if not written:
+        raise WorkspaceError("no round is finished yet", where=str(workspace.root), mend=f"accord run {workspace.root}")
+    return written
+
+
+def gather_report(
+    workspace: Workspace, config: Config, number: int, stages: list[Stage], artifacts: dict[str, Artifact]
+) -> dict[str, Any]:
+    """The round's report as one dictionary; docs/report.md explains every key."""
+    ledger = workspace.read_ledger(number)
+    keys = {stage.key for stage in stages}
+    policy = artifacts["policy"]
+    result = artifacts["evaluation"]
+    return {
+        "project": {"name": config.project.name, "round": number, "seed": config.project.seed, "model": config.model.name},
+        "feedback": _gather_feedback(workspace, stages, artifacts),
+        "reward_model": _gather_reward_model(artifacts["reward_model"]),
+        "heldout_reward_model": _gather_reward_model(artifacts["heldout_reward_model"]),
+        "policy": {
+            "method": policy.summary["method"],
+            "best_update": policy.summary["best_update"],
+            "stopped": policy.summary["stopped"],
+            "history": policy.read_jsonl("history.jsonl"),
+            "max_kl_nats": config.policy.max_kl_nats,
+        },
+        "evaluation": {**result.read_json("evaluation.json"), "examples": result.read_json("examples.json")},
+        "lineage": [
+            {"kind": a.kind, "key": a.key, "parents": dict(a.manifest["parents"])} for a in workspace.ancestors(result)
+        ],
+        "timings_seconds": {row["stage"]: row["seconds"] for row in ledger if row["key"] in keys},
+        "peak_rss_bytes": max((row["peak_rss_bytes"] for row in ledger if row["key"] in keys), default=0),
+    }
+
+
+def _gather_feedback(workspace: Workspace, stages: list[Stage], artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    """Votes, annotators (the simulated marked as such), agreement and consensus."""
+    preferences = artifacts["preferences"]
+    consensus = preferences.read_json("consensus.json")
+    votes = []
+    for address in preferences.manifest["parents"].values():
+        kind, _, key = address.partition("/")
+        found = workspace.find(kind, key)
+        votes += found.read_jsonl("votes.jsonl") if found else []
+    cast = Counter(vote["annotator"] for vote in votes)
+    simulated = {vote["annotator"] for vote in votes if vote["simulated"]}
+    known = consensus["annotators"]["annotators"]
+    return {
+        "votes": len(votes),
+        "pairs": preferences.summary["preferences"],
+        "simulated": bool(simulated),
+        "consensus": consensus["annotators"]["method"],
+        "agreement": consensus["agreement"],
+        "annotators": [
+            {"name": name, "votes": count, "simulated": name in simulated, **known.get(name, {})}
+            for name, count in sorted(cast.items())
+        ],
+    }
+
+
+def _gather_reward_model(artifact: Artifact) -> dict[str, Any]:
+    """The report card, the training history and the sizes of the splits."""
+    sizes = {k: artifact.summary[k] for k in ("train_pairs", "validation_pairs", "test_pairs", "best_epoch")}
+    return {**artifact.read_json("card.json"), **sizes, "history": artifact.read_jsonl("history.jsonl")}

@@ -1,0 +1,180 @@
+"""Running the stages: every one that is not done, in order; live metrics and the ledger beside them.
+
+Implements resume (a finished artifact is never made again), what `accord status` and the plan show, and the preflight.
+Leaves out what the stages are (`graph`) and the report (`reporting`).
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import torch
+
+from accord.config import Config
+from accord.errors import AccordError, ConfigError
+from accord.feedback import CONSENSUS
+from accord.loop.context import RunContext
+from accord.loop.estimate import Estimate, estimate_stage, measure_machine
+from accord.loop.graph import Stage, build_stages
+from accord.loop.reporting import build_report
+from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
+from accord.rewards import find_text_reward
+from accord.training import TRAINERS
+from accord.types import Progress
+from accord.workspace import Workspace, append_line
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan: a stage, whether it is done, and what it is expected to cost."""
+
+    name: str
+    kind: str
+    key: str
+    round: int
+    done: bool
+    tokens: int
+    expected_seconds: float
+    expected_bytes: int
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind: the folder of the last round, and how many stages it made."""
+
+    report: str
+    made: int
+    already_done: int
+
+
+def check_names(config: Config) -> None:
+    """Refuse a name that no registry has, before any work.
+
+    Raises:
+        ConfigError: a method, objective, consensus or reward source is unknown; the nearest valid name is given.
+    """
+    import difflib
+
+    for setting, name, known in (
+        ("policy.method", config.policy.method, TRAINERS),
+        ("ppo.objective", config.ppo.objective, POLICY_OBJECTIVES),
+        ("reward_model.objective", config.reward_model.objective, PREFERENCE_OBJECTIVES),
+        ("feedback.consensus", config.feedback.consensus, CONSENSUS),
+    ):
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise ConfigError(f"unknown name {name!r}", where=setting, mend=mend)
+    for setting, name in (("simulation.utility", config.simulation.utility), ("evaluation.toxicity", config.evaluation.toxicity)):
+        try:
+            find_text_reward(name)
+        except AccordError as error:
+            raise ConfigError(error.message, where=setting, mend=error.mend) from error
+
+
+def plan(workspace: Workspace, config: Config) -> list[PlannedStage]:
+    """Every stage with its expected cost on this machine; those that are done cost nothing.
+
+    Raises:
+        AccordError: a setting, prompt file or the votes would stop the run.
+    """
+    check_names(config)
+    stages = build_stages(workspace, config)
+    votes = next((stage.section["votes"] for stage in stages if "snapshot" in stage.section), 0)
+    machine = measure_machine(workspace, config, votes)
+    planned = []
+    for stage in stages:
+        done = workspace.find(stage.kind, stage.key) is not None
+        cost = Estimate(0, 0.0, 0) if done else estimate_stage(stage, config, machine)
+        planned.append(
+            PlannedStage(f"{stage.round:03d}/{stage.kind}", stage.kind, stage.key, stage.round, done, *cost)
+        )
+    return planned
+
+
+class _RoundProgress:
+    """Forwards progress and keeps each row of live metrics in the round's metrics.jsonl."""
+
+    def __init__(self, inner: Progress, workspace: Workspace, number: int, kind: str) -> None:
+        self.inner = inner
+        self.path = workspace.round_folder(number) / "metrics.jsonl"
+        self.kind = kind
+
+    def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:
+        self.inner.stage(name, state, seconds)
+
+    def begin(self, task: str, total: int, unit: str) -> None:
+        self.inner.begin(task, total, unit)
+
+    def advance(self, amount: int = 1) -> None:
+        self.inner.advance(amount)
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        append_line(self.path, {"stage": self.kind, **metrics})
+        self.inner.log(metrics)
+
+
+def run(workspace: Workspace, config: Config, progress: Progress) -> RunResult:
+    """Take the loop from wherever it is to the end of its rounds, and write each round's report.
+
+    Raises:
+        AccordError: a stage cannot be made; what is finished stays finished.
+    """
+    check_names(config)
+    threads = config.compute.threads
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    made = already = 0
+    with workspace.lock():
+        stages = build_stages(workspace, config)
+        context = RunContext(workspace, config, progress)
+        for stage in stages:
+            name = f"{stage.round:03d}/{stage.kind}"
+            if workspace.find(stage.kind, stage.key):
+                shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key))
+                already += 1
+                progress.stage(name, "already done")
+                continue
+            progress.stage(name, "started")
+            context.progress = _RoundProgress(progress, workspace, stage.round, stage.kind)
+            seconds = _make(context, stage)
+            progress.stage(name, "finished", seconds)
+            made += 1
+        build_report(workspace, config)
+    return RunResult(str(workspace.round_folder(config.project.rounds) / "report.html"), made, already)
+
+
+def _make(context: RunContext, stage: Stage) -> float:
+    """Make one artifact and write its line of the ledger; returns the seconds that it took."""
+    started = time.perf_counter()
+    with context.workspace.create(
+        stage.kind, stage.key, stage=stage.kind, version=stage.version, section=stage.section, parents=stage.parents,
+        seed=stage.seed,
+    ) as draft:
+        stage.work(context, stage, draft)
+    seconds = time.perf_counter() - started
+    context.workspace.append_ledger(
+        stage.round,
+        {
+            "stage": stage.kind,
+            "key": stage.key,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "peak_rss_bytes": measure_peak_rss(),
+        },
+    )
+    return seconds
+
+
+def measure_peak_rss() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
