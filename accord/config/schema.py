@@ -1,7 +1,7 @@
-"""accord.toml plus overrides -> frozen, validated sections. An unknown key, a wrong type or an impossible combination is refused.
+"""The sections of accord.toml, frozen and validated: unknown keys, wrong types, impossible combinations are refused.
 
-Implements the schema and its cross-checks; `accord/config/load.py` reads the file and turns a refusal into a line number
-and the nearest valid name. Each field's description is the documentation: docs/settings.md is generated from it.
+Implements the schema and its cross-checks; `accord/config/load.py` reads the file and turns a refusal into a line
+number and the nearest valid name. Each field's description is the documentation: docs/settings.md is generated from it.
 """
 
 from __future__ import annotations
@@ -29,28 +29,37 @@ class ModelSection(Section):
     """The base model that every role stands on."""
 
     name: str = Field("smollm2", description="`smollm2` (embedded), a folder, or a Hugging Face name.")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the frozen base. Adapters and heads are float32.")
-    split: int = Field(
-        -1, ge=-1,
-        description="Layers computed once and shared by all roles; adapters sit above. -1: two thirds of the layers. 0: textbook.",
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="Of the frozen base. Adapters and heads are float32."
     )
-    adapter: Literal["lora", "full"] = Field("lora", description="How the policy learns: LoRA adapters, or all weights.")
+    split: int = Field(
+        -1,
+        ge=-1,
+        description="Layers computed once and shared by all roles; adapters sit above. -1: two thirds. 0: textbook.",
+    )
+    adapter: Literal["lora", "full"] = Field(
+        "lora", description="How the policy learns: LoRA adapters, or all weights."
+    )
     lora_rank: int = Field(16, ge=1, description="LoRA r.")
     lora_alpha: int = Field(32, ge=1, description="LoRA alpha; the update is scaled by alpha / r.")
 
     @model_validator(mode="after")
     def _full_needs_no_split(self) -> ModelSection:
         if self.adapter == "full" and self.split > 0:
-            raise ValueError("adapter = \"full\" trains every layer, so split must be 0 or -1")
+            raise ValueError('adapter = "full" trains every layer, so split must be 0 or -1')
         return self
 
 
 class PromptsSection(Section):
     """What the model is asked, and who is kept apart for evaluation."""
 
-    train: str = Field("starter", description="`starter`, or a .jsonl file of prompts, or `votes`: the prompts of imported votes.")
-    evaluation: str = Field("starter", description="As `train`; `split`: a share of the training prompts, held out by prompt.")
-    evaluation_fraction: float = Field(0.2, gt=0, lt=1, description="Share held out where evaluation = \"split\".")
+    train: str = Field(
+        "starter", description="`starter`, or a .jsonl file of prompts, or `votes`: the prompts of imported votes."
+    )
+    evaluation: str = Field(
+        "starter", description="As `train`; `split`: a share of the training prompts, held out by prompt."
+    )
+    evaluation_fraction: float = Field(0.2, gt=0, lt=1, description='Share held out where evaluation = "split".')
     limit: int = Field(0, ge=0, description="Use at most so many training prompts; 0: all.")
     evaluation_limit: int = Field(0, ge=0, description="Use at most so many evaluation prompts; 0: all.")
     max_tokens: int = Field(256, ge=8, description="Longer prompts are left out, and the count is reported.")
@@ -69,11 +78,15 @@ class FeedbackSection(Section):
     """Whose judgement counts, and how votes become preferences."""
 
     source: Literal["simulated", "votes"] = Field(
-        "simulated", description="`simulated`: annotators of [simulation]; `votes`: those in feedback.db (`accord import`).")
+        "simulated",
+        description="`simulated`: annotators of [simulation]; `votes`: those in feedback.db (`accord import`).",
+    )
     consensus: Literal["fraction", "dawid_skene", "bradley_terry"] = Field(
-        "bradley_terry", description="How several votes on a pair become one probability.")
+        "bradley_terry", description="How several votes on a pair become one probability."
+    )
     heldout_fraction: float = Field(
-        0.3, gt=0, lt=1, description="Share of prompts whose votes fit the held-out reward model, which PPO never sees.")
+        0.3, gt=0, lt=1, description="Share of prompts whose votes fit the held-out reward model, which PPO never sees."
+    )
 
 
 class AnnotatorSection(Section):
@@ -91,7 +104,9 @@ class SimulationSection(Section):
 
     utility: str = Field("demo_utility", description="A text reward by name (docs/rewards.md): the gold reward.")
     votes_per_pair: int = Field(3, ge=1, description="Annotators on each pair, in rotation.")
-    annotators: tuple[AnnotatorSection, ...] = Field((), description="`[[simulation.annotators]]` tables; none: five of different skill.")
+    annotators: tuple[AnnotatorSection, ...] = Field(
+        (), description="`[[simulation.annotators]]` tables; none: five of different skill."
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> SimulationSection:
@@ -120,7 +135,9 @@ class RewardModelSection(Section):
     max_tokens: int = Field(256, ge=8, description="Pairs with a longer side are left out, and the count is reported.")
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="Share of its prompts kept for early stopping.")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of its prompts kept for the report card.")
-    margin: float = Field(0.0, ge=0, description="Strength margin: the loss asks for margin * strength between the scores.")
+    margin: float = Field(
+        0.0, ge=0, description="Strength margin: the loss asks for margin * strength between the scores."
+    )
 
 
 class PolicySection(Section):
@@ -154,8 +171,12 @@ class PpoSection(Section):
     kl_horizon: int = Field(2000, ge=1, description="Horizon of the adaptive controller, in sequences.")
     missing_eos_penalty: float = Field(1.0, ge=0, description="Taken from the score of a completion that was cut.")
     evaluate_every: int = Field(4, ge=1, description="Updates between held-out scores on the validation prompts.")
-    validation_prompts: int = Field(32, ge=1, description="Training prompts kept out of PPO to choose the best checkpoint.")
-    checkpoint_every: int = Field(2, ge=1, description="Updates between checkpoints; changes nothing but what a kill costs.")
+    validation_prompts: int = Field(
+        32, ge=1, description="Training prompts kept out of PPO to choose the best checkpoint."
+    )
+    checkpoint_every: int = Field(
+        2, ge=1, description="Updates between checkpoints; changes nothing but what a kill costs."
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> PpoSection:
@@ -209,7 +230,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _simulation_needs_a_utility(self) -> Config:
         if self.feedback.source == "simulated" and not self.simulation.utility:
-            raise ValueError("feedback.source = \"simulated\" needs simulation.utility")
+            raise ValueError('feedback.source = "simulated" needs simulation.utility')
         if self.feedback.source == "simulated" and self.prompts.train == "votes":
-            raise ValueError("prompts.train = \"votes\" needs feedback.source = \"votes\": simulated annotators need prompts first")
+            raise ValueError(
+                'prompts.train = "votes" needs feedback.source = "votes": simulated annotators need prompts first'
+            )
         return self
