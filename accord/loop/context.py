@@ -32,13 +32,26 @@ class RunContext:
         self.workspace = workspace
         self.config = config
         self.progress = progress
+        self._base_name = config.model.name
+        self._base: Base | None = None
 
-    @cached_property
+    @property
     def base(self) -> Base:
-        """The frozen base that every role stands on."""
-        model = self.config.model
-        split = 0 if model.adapter == "full" else model.split
-        return load_base(model.name, dtype=model.dtype, split=split, device=self.config.compute.device)
+        """The frozen base that every role stands on: the model of the settings, or its fine-tuned self after SFT."""
+        if self._base is None:
+            model = self.config.model
+            split = 0 if model.adapter == "full" else model.split
+            self._base = load_base(self._base_name, dtype=model.dtype, split=split, device=self.config.compute.device)
+        return self._base
+
+    def stand_on(self, stage: Stage) -> None:
+        """Make `base` the reference that the stage names: its roles were, or will be, trained on top of that one."""
+        address = stage.parents.get("reference", "")
+        name = self.config.model.name
+        if address.startswith("sft/"):
+            name = str(self.parent(stage, "reference").folder / "model")
+        if name != self._base_name:
+            self._base_name, self._base = name, None
 
     @cached_property
     def store(self) -> VoteStore:
@@ -74,10 +87,8 @@ class RunContext:
         self.check_base(artifact)
         return LearnedReward(self.base, role)
 
-    def load_policy(self, role: str, artifact: Artifact) -> str | None:
-        """The policy of an artifact under the name `role`; None (the reference) where the artifact is the bare base."""
-        if artifact.kind == "doctor":
-            return None
+    def load_policy(self, role: str, artifact: Artifact) -> str:
+        """The policy of an artifact under the name `role`."""
         self.forget(role)
         self.base.load_policy(role, artifact.folder / "adapter")
         self.check_base(artifact)

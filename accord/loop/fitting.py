@@ -99,13 +99,11 @@ def _normalize(context: RunContext, stage: Stage, role: str) -> float:
     """Mean 0, variance 1 on the reference's own samples; returns the standard deviation that was divided out."""
     sample = context.config.sample
     prompts = load_prompts(context, stage, "train")[:NORMALIZE_PROMPTS]
-    reference = context.load_policy("reference", context.parent(stage, "reference"))
     rollout = context.sampler().generate(
-        reference, prompts,
+        None, prompts,
         seeds=[derive_seed(stage.seed, "normalize", p.id) for p in prompts],
         max_new_tokens=sample.max_new_tokens, temperature=sample.temperature,
     )
-    context.forget("reference")
     _, std = normalize_reward_model(context.base, role, [rollout])
     return std
 

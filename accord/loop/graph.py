@@ -22,6 +22,7 @@ from accord.types import compute_content_id, derive_seed
 from accord.workspace import Draft, Workspace, compute_key
 
 Work = Callable[[RunContext, "Stage", Draft], None]
+Add = Callable[[str, int, Work, Mapping[str, Any], Mapping[str, str]], str]
 
 
 @dataclass(frozen=True)
@@ -61,39 +62,50 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
         return stages[-1].address
 
     model = {"model": _dump(config.model), "source": compute_source_id(config.model.name)}
-    people = config.feedback.source == "votes"
     doctor = add("doctor", 1, preparing.examine_model, model, {})
-    policy = doctor
+    reference, policy = doctor, ""
     voted: dict[str, str] = {}
     for number in range(1, config.project.rounds + 1):
-        if people:
-            voted["votes"] = add("votes", number, preparing.collect_votes, _snapshot(workspace), {})
-            prompts = add("prompts", number, preparing.choose_prompts, _prompts(workspace, config), {"model": doctor, **voted})
-        else:
-            prompts = add("prompts", number, preparing.choose_prompts, _prompts(workspace, config), {"model": doctor})
-            sampled = {"prompts": prompts, "policy": policy}
-            samples = add("samples", number, preparing.sample_completions, {"sample": _dump(config.sample)}, sampled)
-            simulation = {"simulation": _dump(config.simulation)}
-            voted[f"votes_{number}"] = add("votes", number, preparing.simulate_annotators, simulation, {"samples": samples})
-        consensus = {"consensus": config.feedback.consensus}
-        preferences = add("preferences", number, preparing.reach_consensus, consensus, dict(voted))
-        shared = {"prompts": prompts, "preferences": preferences}
-        reference = doctor
-        if config.sft.epochs:
-            reference = add("sft", number, improving.fine_tune, {"sft": _dump(config.sft), **model}, {**shared, "model": doctor})
-        fit = {"reward_model": _dump(config.reward_model), "sample": _dump(config.sample),
-               "heldout_fraction": config.feedback.heldout_fraction}
-        grounds = {**shared, "reference": reference}
+        prompts, voted = _add_votes(add, workspace, config, number, reference, policy, voted)
+        preferences = add("preferences", number, preparing.reach_consensus, {"consensus": config.feedback.consensus}, voted)
+        grounds = {"prompts": prompts, "preferences": preferences, "reference": reference}
+        if config.sft.epochs and number == 1:
+            reference = add("sft", number, improving.fine_tune, {"sft": _dump(config.sft), **model}, grounds)
+            grounds["reference"] = reference
+        fit = {
+            "reward_model": _dump(config.reward_model), "sample": _dump(config.sample),
+            "heldout_fraction": config.feedback.heldout_fraction,
+        }
         proxy = add("reward_model", number, fitting.fit_proxy, fit, grounds)
         heldout = add("heldout_reward_model", number, fitting.fit_heldout, fit, grounds)
         judges = {"prompts": prompts, "proxy": proxy, "heldout": heldout, "reference": reference}
-        start = {**judges, "start": policy} if number > 1 else judges
-        policy = add("policy", number, improving.improve_policy, _policy_section(config), start)
+        start = {"start": policy} if policy else {}
+        policy = add("policy", number, improving.improve_policy, _policy_section(config), {**judges, **start})
         shown = {"evaluation": _dump(config.evaluation), "sample": _dump(config.sample)}
-        if not people:
+        if config.feedback.source == "simulated":
             shown["gold"] = config.simulation.utility
         add("evaluation", number, improving.evaluate, shown, {**judges, "policy": policy})
     return stages
+
+
+def _add_votes(
+    add: Add, workspace: Workspace, config: Config, number: int, reference: str, policy: str, voted: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """The stages up to the votes of one round; returns the prompts' address and all votes so far.
+
+    People's votes come first and may name the prompts; simulated annotators need prompts and samples before they vote.
+    """
+    chosen = _prompts(workspace, config)
+    if config.feedback.source == "votes":
+        voted = {"votes": add("votes", number, preparing.collect_votes, _snapshot(workspace), {})}
+        return add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference, **voted}), voted
+    prompts = add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference})
+    author = {"policy": policy} if policy else {}
+    parents = {"prompts": prompts, "reference": reference, **author}
+    samples = add("samples", number, preparing.sample_completions, {"sample": _dump(config.sample)}, parents)
+    simulation = {"simulation": _dump(config.simulation)}
+    votes = add("votes", number, preparing.simulate_annotators, simulation, {"samples": samples})
+    return prompts, {**voted, f"votes_{number}": votes}
 
 
 VERSIONS = {

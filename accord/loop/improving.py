@@ -30,10 +30,10 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
     result = train_sft(
         base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
     )
-    base.save_role("policy", adapter_folder(draft.folder))
+    base.save_merged("policy", draft.folder / "model")
     context.forget("policy")
     draft.write_jsonl("history.jsonl", result.history)
-    draft.summary.update(base_fingerprint=base.fingerprint, examples=len(examples))
+    draft.summary.update(examples=len(examples))
 
 
 def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
@@ -43,22 +43,19 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     validation = prompts[: min(cfg.ppo.validation_prompts, len(prompts) // 4)]
     proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
     heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
-    reference = context.load_policy("reference", context.parent(stage, "reference"))
-    start = stage.parents.get("start", stage.parents["reference"])
     context.forget("policy")
-    if start.startswith("doctor/"):
-        base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+    if "start" in stage.parents:
+        context.load_policy("policy", context.parent(stage, "start"))
     else:
-        context.load_policy("policy", context.parent(stage, "start" if "start" in stage.parents else "reference"))
-    base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
+        base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
     job = TrainingJob(
-        base=base, config=cfg, prompts=prompts[len(validation) :], validation_prompts=validation,
-        generator=context.sampler(), proxy=proxy, heldout=heldout, reference=reference, seed=stage.seed,
+        base=base, policy="policy", prompts=prompts[len(validation) :], validation_prompts=validation,
+        generator=context.sampler(), proxy=proxy, heldout=heldout, critic_from="proxy", config=cfg, seed=stage.seed,
         progress=context.progress, checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))
-    for role in ("policy", "critic", "proxy", "heldout", "reference"):
+    for role in list(base.roles()):
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
     draft.summary.update(
@@ -72,15 +69,13 @@ def evaluate(context: RunContext, stage: Stage, draft: Draft) -> None:
     gold = find_text_reward(cfg.simulation.utility) if cfg.feedback.source == "simulated" else None
     proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
     heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
-    reference = context.load_policy("reference", context.parent(stage, "reference"))
     role = context.load_policy("policy", context.parent(stage, "policy"))
     result = evaluate_policy(
         base, context.sampler(), role, load_prompts(context, stage, "evaluation"),
-        reference=reference, proxy=proxy, heldout=heldout, gold=gold, toxicity=find_text_reward(cfg.evaluation.toxicity),
+        proxy=proxy, heldout=heldout, gold=gold, toxicity=find_text_reward(cfg.evaluation.toxicity),
         cfg=cfg.evaluation, sample=cfg.sample, seed=stage.seed, progress=context.progress,
     )
-    for name in ("policy", "proxy", "heldout", "reference"):
+    for name in ("policy", "proxy", "heldout"):
         context.forget(name)
-    draft.write_json("evaluation.json", result.metrics)
+    draft.write_json("evaluation.json", result.to_dict())
     draft.write_jsonl("completions.jsonl", result.rows)
-    draft.write_json("examples.json", result.examples)

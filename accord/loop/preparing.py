@@ -133,7 +133,7 @@ def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
     """K completions of each training prompt from the policy that the round starts from."""
     sample = context.config.sample
     prompts = load_prompts(context, stage, "train")
-    role = context.load_policy("sampled", context.parent(stage, "policy"))
+    role = context.load_policy("sampled", context.parent(stage, "policy")) if "policy" in stage.parents else None
     sampler = context.sampler()
     context.progress.begin("sampling", len(prompts) * sample.completions * sample.max_new_tokens, "tokens")
 
@@ -143,7 +143,7 @@ def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
         rollout = sampler.generate(
             role, repeated, seeds=seeds, max_new_tokens=sample.max_new_tokens, temperature=sample.temperature
         )
-        texts = [replace(c, origin=stage.parents["policy"]).to_dict() for c in rollout.completions]
+        texts = [replace(c, origin=stage.parents.get("policy", stage.parents["reference"])).to_dict() for c in rollout.completions]
         return [
             {"prompt": p.to_dict(), "completions": texts[i * sample.completions : (i + 1) * sample.completions]}
             for i, p in enumerate(chunk)

@@ -61,7 +61,7 @@ def gather_report(
             "history": policy.read_jsonl("history.jsonl"),
             "max_kl_nats": config.policy.max_kl_nats,
         },
-        "evaluation": {**result.read_json("evaluation.json"), "examples": result.read_json("examples.json")},
+        "evaluation": result.read_json("evaluation.json"),
         "lineage": [
             {"kind": a.kind, "key": a.key, "parents": dict(a.manifest["parents"])} for a in workspace.ancestors(result)
         ],

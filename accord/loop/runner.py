@@ -155,6 +155,7 @@ def run(workspace: Workspace, config: Config, progress: Progress) -> RunResult:
 def _make(context: RunContext, stage: Stage) -> float:
     """Make one artifact and write its line of the ledger; returns the seconds that it took."""
     started = time.perf_counter()
+    context.stand_on(stage)
     with context.workspace.create(
         stage.kind, stage.key, stage=stage.kind, version=stage.version, section=stage.section, parents=stage.parents,
         seed=stage.seed,
