@@ -73,7 +73,7 @@ def test_one_can_walk_from_an_artifact_back_to_where_it_came_from(tmp_path: Path
     make(workspace, "b", parents={"from": "votes/a"})
     make(workspace, "c", parents={"from": "votes/b", "also": "votes/a"})
     last = workspace.find("votes", "c")
-    assert last and [a.key for a in workspace.ancestors(last)] == ["c", "b", "a"]
+    assert last and [a.key for a in workspace.ancestors(last)] == ["c", "a", "b"]  # each once, parents in order of name
 
 
 def test_a_line_cut_by_a_kill_is_cut_off_before_the_next(tmp_path: Path) -> None:
