@@ -186,7 +186,7 @@ def _drop(content: Any, path: KeyPath) -> bool:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """pydantic's refusal in our words. `drop`: settings without which more is found. `rests_on`: those of a cross-check."""
+    """pydantic's refusal in our words. `drop`: settings without which more is found. `rests_on`: of a cross-check."""
 
     place: KeyPath
     message: str

@@ -1,0 +1,56 @@
+"""The plan and the state of a project as a table that also fits a terminal of 60 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from accord.cli.words import say_bytes, say_count, say_seconds
+
+
+class Planned(Protocol):
+    """What a row shows; `loop.PlannedStage` is one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def done(self) -> bool: ...  # noqa: D102
+    @property
+    def tokens(self) -> int: ...  # noqa: D102
+    @property
+    def expected_seconds(self) -> float: ...  # noqa: D102
+    @property
+    def expected_bytes(self) -> int: ...  # noqa: D102
+
+
+def build_plan_table(stages: Sequence[Planned]) -> Table:
+    """One row a stage: tokens, expected time and memory, done or to do; and the sum of what is to do."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    todo = [stage for stage in stages if not stage.done]
+    seconds = sum(stage.expected_seconds for stage in todo)
+    peak = max((stage.expected_bytes for stage in todo), default=0)
+    table.add_column("stage", footer=f"{len(todo)} to do", overflow="fold")
+    table.add_column("tokens", justify="right", no_wrap=True, footer=say_count(sum(stage.tokens for stage in todo)))
+    table.add_column("time", justify="right", no_wrap=True, footer=say_seconds(seconds) if todo else "")
+    table.add_column("memory", justify="right", no_wrap=True, footer=say_bytes(peak) if todo else "")
+    table.add_column("", no_wrap=True)
+    for stage in stages:
+        if stage.done:
+            table.add_row(f"[dim]{stage.name}[/]", "", "", "", "[green]done[/]")
+        else:
+            cost = say_seconds(stage.expected_seconds), say_bytes(stage.expected_bytes)
+            table.add_row(stage.name, say_count(stage.tokens) if stage.tokens else "", *cost, "to do")
+    return table
+
+
+def print_plan(console: Console, stages: Sequence[Planned], available_bytes: int) -> None:
+    """The table, and a warning where memory will not do."""
+    console.print(build_plan_table(stages))
+    peak = max((stage.expected_bytes for stage in stages if not stage.done), default=0)
+    if peak > available_bytes:
+        needs = f"needs about {say_bytes(peak)} of memory, {say_bytes(available_bytes)} are free"
+        console.print(f"[yellow]This run {needs}: lower sample.batch_size or the micro_batch_sizes.[/]")
