@@ -41,7 +41,7 @@ def compute_warmup_cosine(step: int, total: int, warmup: int) -> float:
     """Factor of the learning rate: (step + 1) / warmup while step < warmup, then (1 + cos(pi u)) / 2.
 
     u = (step - warmup) / (total - warmup). Steps count from 0; the first is not wasted on a rate of 0, step `warmup`
-    has factor 1, and the factor would be 0 at step `total`, the first after the run. After that it stays 0.
+    has factor 1, and 0 is reached at step `total`, the first after the run, where it stays.
     Source: Loshchilov and Hutter 2017, "SGDR", equation 5, without restarts.
 
     Raises:
@@ -50,10 +50,11 @@ def compute_warmup_cosine(step: int, total: int, warmup: int) -> float:
     _check_step(step, total)
     if warmup < 0:
         raise DataError(f"a warm-up of {warmup} steps", where="compute_warmup_cosine", mend="give 0 steps or more")
+    if step >= total:
+        return 0.0
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def compute_linear(step: int, total: int, floor: float = 0.1) -> float:
