@@ -53,14 +53,18 @@ def build_tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>"
+        tokenizer_object=inner,
+        pad_token="<|pad|>",
+        unk_token="<|pad|>",  # never used; where there is none, Qwen 2's tokenizer class adds one of its own
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
     )
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer
 
 
 def build_tiny_config(architecture: str, *, vocabulary: int = VOCABULARY, layers: int = 2) -> Any:
-    """The configuration of a tiny model: 32 hidden units, 4 heads, 2 of them key-value heads where there is a choice."""
+    """The configuration of a tiny model: 32 hidden units, 4 heads, 2 key-value heads where there is a choice."""
     config_class, _ = ARCHITECTURES[architecture]
     ids = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
     if architecture == "gpt2":
@@ -96,7 +100,7 @@ def build_tiny_model(
     """Save a random model and its tokenizer to `folder`, as `load_base(str(folder), dtype="float32")` reads them.
 
     Weights are drawn with a standard deviation wide enough (0.2) that outputs depend visibly on inputs and positions.
-    `vocabulary` is the number of embedding rows (at least 259, the tokenizer's). The global generator is left as it was.
+    `vocabulary` is the number of embedding rows (at least 259, the tokenizer's). The global generator stays as it was.
     """
     if vocabulary < VOCABULARY:
         raise ValueError(f"the tokenizer has {VOCABULARY} tokens")

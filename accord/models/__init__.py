@@ -1,0 +1,8 @@
+"""One base, many roles: loading, tokens, adapters, heads, the shared trunk, files, and the proof that a model is fit."""
+
+from accord.models.adapters import LoraSettings
+from accord.models.base import Base
+from accord.models.loading import load_base
+from accord.models.tokenizer import ChatTokenizer
+
+__all__ = ["Base", "ChatTokenizer", "LoraSettings", "load_base"]

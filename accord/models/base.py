@@ -1,0 +1,405 @@
+"""Base: one frozen causal LM on which every role stands as a LoRA adapter and, where it scores, a small head.
+
+Implements adding, activating and removing roles, and the passes that training is made of: logits, values, scores, each
+from tokens or from the cached trunk. Leaves out loading (`loading`), files (`checkpoints`) and sampling (`rollout`).
+Positions come from the mask, so prompts padded on the left, completions padded on the right, or both, change nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from accord.errors import ModelError
+from accord.models import checkpoints
+from accord.models.adapters import (
+    LoraSettings,
+    adapter_parameters,
+    add_adapter,
+    choose_adapter,
+    find_adapted_layers,
+    find_site,
+    remove_adapter,
+)
+from accord.models.heads import ScalarHead
+from accord.models.tokenizer import ChatTokenizer
+from accord.models.trunk import Trunk, choose_split, find_layers
+from accord.models.weights import compute_fingerprint, copy_model
+
+ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+PROBE_COLUMNS = 24
+"""Columns of the batch that the split is checked on."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What `Base` keeps of one role. `lora` None: `model` is a full copy; `head` None: it speaks rather than scores."""
+
+    kind: Literal["policy", "scorer"]
+    lora: LoraSettings | None
+    model: PreTrainedModel
+    head: ScalarHead | None
+
+
+class Base:
+    """One frozen model, many roles.
+
+    name: as given to `load_base`. device, dtype: of the frozen weights; adapters, heads and full copies are float32.
+    layers, hidden_size, vocabulary: of the model. split: decoder layers below which nothing is adapted; 0 where the
+    model does not allow a split, with `split_reason` saying so (it also says how exactly split and unsplit agree).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: ChatTokenizer, *, name: str, split: int = -1) -> None:
+        """`split` as in the setting `model.split`. The model is frozen and put in evaluation mode: no dropout anywhere.
+
+        Raises:
+            ModelError: the architecture has no list of decoder layers, or the split does not fit it.
+        """
+        self.name = name
+        self.tokens = tokens
+        self.model = model.eval().requires_grad_(False)
+        self.device = model.device
+        self.dtype = model.dtype
+        self.hidden_size: int = model.config.get_text_config().hidden_size
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        layers_name, stack = find_layers(model)
+        self.layers = len(stack)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._roles: dict[str, Role] = {}
+        self._active: str | None = None
+        self._adapted: list[LoraLayer] = []
+        self._trunk: Trunk | None = None
+        self.split, self.split_reason = self._try_split(stack, choose_split(split, self.layers))
+        self.site = find_site(layers_name, stack, self.split)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, dtypes, shapes and bytes of the frozen weights: the hash of the reference."""
+        return compute_fingerprint(self.model)
+
+    # Roles
+
+    def add_policy(self, role: str, *, lora: LoraSettings | None, seed: int) -> None:
+        """Add a policy that equals the base: a LoRA adapter, or with `lora` None a full trainable copy.
+
+        A full copy is float32 (updates of 1e-5 would vanish in bfloat16) and trains every layer, so it never uses the
+        trunk; it equals the base up to the base's own rounding. The frozen base stays as the reference.
+
+        Raises:
+            ModelError: the role exists already, or its name is not letters, digits, `_` and `-`.
+        """
+        self._check_new(role)
+        if lora is None:
+            self._roles[role] = Role("policy", None, copy_model(self.model), None)
+        else:
+            add_adapter(self.model, role, self.site, lora, seed)
+            self._roles[role] = Role("policy", lora, self.model, None)
+        self._refresh()
+
+    def add_scorer(self, role: str, *, lora: LoraSettings, seed: int, init_from: str | None = None) -> None:
+        """Add a critic or reward model: an adapter and a scalar head, both zero, or copied from scorer `init_from`.
+
+        Raises:
+            ModelError: the role exists already, has an unfit name, or `init_from` is no scorer of the same rank.
+        """
+        self._check_new(role)
+        start = None if init_from is None else self._scorer(init_from)
+        if start is not None and start.lora != lora:
+            raise ModelError(
+                f"{role!r} ({lora}) cannot start from {init_from!r} ({start.lora})", mend="give both the same LoRA settings"
+            )
+        add_adapter(self.model, role, self.site, lora, seed)
+        self._roles[role] = Role("scorer", lora, self.model, ScalarHead(self.hidden_size, self.device))
+        if init_from is not None:
+            self.load_state(role, self.state(init_from))
+        self._refresh()
+
+    def remove(self, role: str) -> None:
+        """Forget a role and free its weights.
+
+        Raises:
+            ModelError: there is no such role, or it is active.
+        """
+        found = self._role(role)
+        if role == self._active:
+            raise ModelError(f"role {role!r} is active", mend="leave `activate` before removing it")
+        if found.lora is not None:
+            remove_adapter(self.model, role)
+        del self._roles[role]
+        self._refresh()
+
+    def roles(self) -> list[str]:
+        """Names of the roles, in the order they were added."""
+        return list(self._roles)
+
+    def describe(self, role: str) -> Role:
+        """Kind, LoRA settings, model and head of a role.
+
+        Raises:
+            ModelError: there is no such role.
+        """
+        return self._role(role)
+
+    @contextmanager
+    def activate(self, role: str | None) -> Iterator[PreTrainedModel]:
+        """The causal LM acting as `role`, or as the reference for None. May be nested; what was active comes back.
+
+        Raises:
+            ModelError: there is no such role.
+        """
+        model = self.model if role is None else self._role(role).model
+        previous = self._active
+        self._choose(role)
+        try:
+            yield model
+        finally:
+            self._choose(previous)
+
+    # Passes
+
+    @torch.no_grad()
+    def compute_trunk(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T H"] | None:
+        """Hidden states below layer `split`, the same for every role (a full copy excepted); None when split == 0."""
+        if self._trunk is None:
+            return None
+        with self.activate(None) as model:
+            return self._trunk.compute(lambda: model.base_model(**self._inputs(input_ids, attention_mask)))
+
+    def compute_logits(
+        self,
+        role: str | None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        last: int,
+        trunk: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B last V"]:
+        """Logits that predict the last `last` columns, in the model's dtype: row t of the result speaks of column T - last + t.
+
+        Raises:
+            ModelError: no such role, `last` outside 1 to T - 1, or a trunk of another shape.
+        """
+        self._check_last(input_ids, last)
+        with self._prepared(role, input_ids, trunk) as model:
+            inputs = self._inputs(input_ids, attention_mask)
+            logits: Tensor = model(**inputs, logits_to_keep=last + 1).logits
+        return logits[:, :-1]
+
+    def compute_values(
+        self,
+        role: str,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        last: int,
+        trunk: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B last"]:
+        """V of the state before each of the last `last` tokens, float32: the head on the hidden state one column earlier.
+
+        Raises:
+            ModelError: as `compute_logits`, or the role has no head.
+        """
+        self._check_last(input_ids, last)
+        hidden = self._compute_hidden(role, input_ids, attention_mask, trunk)
+        return self._head(role)(hidden[:, -last - 1 : -1])
+
+    def compute_scores(
+        self,
+        role: str,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        trunk: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, " B"]:
+        """One score a sequence, float32: the head on the hidden state of the last real token, wherever padding is.
+
+        Raises:
+            ModelError: no such role, it has no head, or a trunk of another shape.
+        """
+        hidden = self._compute_hidden(role, input_ids, attention_mask, trunk)
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last_real = (attention_mask.long() * columns).argmax(dim=1)
+        return self._head(role)(hidden[torch.arange(len(hidden), device=hidden.device), last_real])
+
+    def normalize_head(self, role: str, mean: float, std: float) -> None:
+        """Fold score -> (score - mean) / std into the head of `role`, so that its scores have mean 0 and variance 1.
+
+        Raises:
+            ModelError: the role has no head, or std is not a positive finite number.
+        """
+        if not 0 < std < float("inf"):
+            raise ModelError(f"scores of {role!r} with standard deviation {std} cannot be normalised")
+        self._head(role).normalize(mean, std)
+
+    # Weights
+
+    def parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The trainable weights of a role by name: peft's names for an adapter, `head.weight` and `head.bias` for a head."""
+        found = self._role(role)
+        if found.lora is None:
+            named = dict(found.model.named_parameters())
+        else:
+            named = adapter_parameters(self.model, role)
+        if found.head is not None:
+            named |= {f"head.{name}": parameter for name, parameter in found.head.named_parameters()}
+        return named
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """Copies of `parameters(role)`, which later steps do not touch."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters(role).items()}
+
+    @torch.no_grad()
+    def load_state(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Write `state` into the weights of `role`, in place, so that an optimiser goes on with them.
+
+        Raises:
+            ModelError: names or shapes differ from those of the role.
+        """
+        parameters = self.parameters(role)
+        wrong = sorted(parameters.keys() ^ state.keys())
+        wrong = wrong or [name for name, p in parameters.items() if p.shape != state[name].shape]
+        if wrong:
+            raise ModelError(
+                f"weights do not fit role {role!r}: {wrong[0]} and {len(wrong) - 1} more differ",
+                mend="use the rank, split and model that they were trained with",
+            )
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    # Files
+
+    def save_role(self, role: str, folder: str | Path) -> None:
+        """Write a role to `folder` in PEFT's format, plus `head.safetensors` and `role.json`; see `checkpoints`."""
+        checkpoints.save_role(self, role, Path(folder))
+
+    def load_policy(self, role: str, folder: str | Path) -> None:
+        """Add a policy from a folder that `save_role`, or PEFT, or for a full copy transformers has written.
+
+        Raises:
+            ModelError: the folder holds no policy, or one for another base or another split.
+        """
+        checkpoints.load_role(self, role, Path(folder), kind="policy")
+
+    def load_scorer(self, role: str, folder: str | Path) -> None:
+        """Add a scorer from a folder that `save_role` has written.
+
+        Raises:
+            ModelError: the folder holds no scorer, or one for another base or another split.
+        """
+        checkpoints.load_role(self, role, Path(folder), kind="scorer")
+
+    # Inside
+
+    def _check_new(self, role: str) -> None:
+        if not ROLE_NAME.fullmatch(role):
+            raise ModelError(f"{role!r} is no name for a role", mend="use letters, digits, _ and -, a letter first")
+        if role in self._roles:
+            raise ModelError(f"role {role!r} exists already", mend="choose another name, or remove it first")
+
+    def _role(self, role: str) -> Role:
+        if role not in self._roles:
+            raise ModelError(f"no role {role!r}", mend=f"roles are {', '.join(self._roles) or 'none yet'}")
+        return self._roles[role]
+
+    def _scorer(self, role: str) -> Role:
+        found = self._role(role)
+        if found.head is None:
+            raise ModelError(f"role {role!r} is a {found.kind} and has no head", mend="add it with add_scorer")
+        return found
+
+    def _head(self, role: str) -> ScalarHead:
+        head = self._scorer(role).head
+        assert head is not None
+        return head
+
+    def _refresh(self) -> None:
+        """After adapters came or went: find them again, and let the one act that was active."""
+        self._adapted = [layer for _, layer in find_adapted_layers(self.model)]
+        self._choose(self._active)
+
+    def _choose(self, role: str | None) -> None:
+        adapter = role if role is not None and self._roles[role].lora is not None else None
+        choose_adapter(self._adapted, adapter)
+        self._active = role
+
+    def _check_last(self, input_ids: Tensor, last: int) -> None:
+        if not 1 <= last < input_ids.shape[1]:
+            raise ModelError(
+                f"cannot predict the last {last} of {input_ids.shape[1]} columns", mend="keep at least one prompt column"
+            )
+
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """What the model's forward takes: positions count real tokens only."""
+        mask = attention_mask.long()
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+        return inputs
+
+    @contextmanager
+    def _prepared(self, role: str | None, input_ids: Tensor, trunk: Tensor | None) -> Iterator[PreTrainedModel]:
+        """The model acting as `role`, its lower layers bypassed where their output is given."""
+        full = role is not None and self._role(role).lora is None
+        with self.activate(role) as model:
+            if trunk is None or full:
+                yield model
+                return
+            if self._trunk is None or trunk.shape != (*input_ids.shape, self.hidden_size):
+                raise ModelError(
+                    f"a trunk of shape {tuple(trunk.shape)} does not fit ids of shape {tuple(input_ids.shape)}",
+                    mend="compute it on the same ids with compute_trunk, where split > 0",
+                )
+            with self._trunk.resume(trunk):
+                yield model
+
+    def _compute_hidden(
+        self, role: str, input_ids: Tensor, attention_mask: Tensor, trunk: Tensor | None
+    ) -> Float[Tensor, "B T H"]:
+        """Hidden states after the final norm."""
+        self._head(role)
+        with self._prepared(role, input_ids, trunk) as model:
+            hidden: Tensor = model.base_model(**self._inputs(input_ids, attention_mask)).last_hidden_state
+        return hidden
+
+    def _try_split(self, stack: nn.ModuleList, split: int) -> tuple[int, str]:
+        """Run a random padded batch whole and from the trunk; the split that holds, and in words how exactly."""
+        if split == 0:
+            return 0, "no split: every role runs every layer"
+        self._trunk = Trunk(stack, split)
+        ids, mask = build_probe(self.vocabulary, self.device)
+        try:
+            with torch.no_grad():
+                whole = self.compute_logits(None, ids, mask, PROBE_COLUMNS - 1)
+                resumed = self.compute_logits(None, ids, mask, PROBE_COLUMNS - 1, self.compute_trunk(ids, mask))
+        except (ModelError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            self._trunk = None
+            return 0, f"no split: the model does not run from the states of layer {split} ({error})"
+        if torch.equal(whole, resumed):
+            return split, f"split at layer {split}: outputs equal the unsplit ones bit for bit"
+        gap = float((whole.float() - resumed.float()).abs().max())
+        noise = 16 * torch.finfo(self.dtype).eps * float(whole.float().abs().max())
+        if gap <= noise:
+            return split, f"split at layer {split}: outputs equal the unsplit ones to {gap:.1e}, float noise"
+        self._trunk = None
+        return 0, f"no split: outputs from the states of layer {split} differ by {gap:.1e}, more than float noise"
+
+
+def build_probe(vocabulary: int, device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Random ids in four rows: unpadded, padded on the left, on the right, and on both sides."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (4, PROBE_COLUMNS), generator=generator)
+    mask = torch.ones(4, PROBE_COLUMNS, dtype=torch.bool)
+    mask[1, :5] = mask[2, -7:] = mask[3, :3] = mask[3, -4:] = False
+    return ids.to(device), mask.to(device)

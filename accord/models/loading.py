@@ -1,0 +1,114 @@
+"""load_base: a causal LM by name, made ready for roles, or a clear reason why not.
+
+Implements the embedded model, folders and Hugging Face names; safetensors only, no remote code. `HF_HUB_OFFLINE` is
+respected by the library that downloads. Leaves out proving that the model is fit to be optimised (`doctor`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from accord.errors import ModelError
+from accord.models.base import Base
+from accord.models.embedded import EMBEDDED_NAME, find_embedded_model
+from accord.models.tokenizer import ChatTokenizer
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: str = "auto") -> Base:
+    """Load the causal LM `name`: `smollm2`, a folder, or a Hugging Face name.
+
+    dtype: `bfloat16` or `float32`, of the frozen weights. split: see the setting `model.split`. device: `auto` is CUDA
+    where there is one.
+
+    Raises:
+        ModelError: the model cannot be found or read, is no decoder-only LM, lacks weights, or has no EOS.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}", where="model.dtype", mend=f"use {' or '.join(DTYPES)}")
+    source = _find_source(name)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load it: {_first_line(error)}", where=f"model {name!r}", mend=_mend(source)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights are missing from its files ({missing[0]}, ...) and would be random",
+            where=f"model {name!r}",
+            mend="use a complete checkpoint of a causal LM",
+        )
+    tokens = ChatTokenizer(
+        tokenizer,
+        eos_candidates=_eos_candidates(model),
+        vocabulary=model.get_output_embeddings().weight.shape[0],
+        where=f"model {name!r}",
+    )
+    return Base(model.to(_choose_device(device)), tokens, name=name, split=split)
+
+
+def _find_source(name: str) -> str:
+    """A folder or hub name that transformers can load."""
+    if name == EMBEDDED_NAME:
+        with _quiet():
+            return str(find_embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError("no such folder", where=f"model {name!r}", mend="give a folder that holds config.json")
+    return name
+
+
+def _eos_candidates(model: PreTrainedModel) -> list[int]:
+    """What the model's own configuration calls EOS, the generation configuration first."""
+    found: list[int] = []
+    for settings in (model.generation_config, model.config):
+        eos: Any = getattr(settings, "eos_token_id", None)
+        found += eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return found
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("there is no CUDA device", where="compute.device", mend="use cpu or auto")
+    return device
+
+
+def _mend(source: str) -> str:
+    if Path(source).is_dir():
+        return "the folder needs config.json, a tokenizer and weights as safetensors"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return "HF_HUB_OFFLINE is set: give a folder, or a model that is in the cache already"
+    return "check the name and the connection, or give a folder"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars from transformers while open: Accord draws its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
