@@ -1,0 +1,209 @@
+"""What PPO knows of a rollout, and how it is cut into minibatches and micro-batches.
+
+Implements the data order (prompts shuffled per pass by a derived seed), the one pass over the frozen trunk, the old,
+reference and value passes over a fresh rollout, and micro-batches trimmed to their longest sequence. Leaves out every
+objective (`accord/losses`) and the loop itself (`ppo`).
+
+The old logprobs are the trainer's own recomputation, not the sampler's: then the ratio of the first pass is exactly
+what the update changed (1 before any update), and no difference of kernels between cached decoding and a full pass
+leaks into the gradient. That the two agree is checked on every rollout (`checks.check_sampler_gap`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from accord.config.schema import PpoSection, SampleSection
+from accord.functional import compute_logprobs
+from accord.models import Base
+from accord.types import Generator, Prompt, Rollout, derive_seed
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """b rows of a rollout without the columns that are padding in all of them: p prompt and c completion columns.
+
+    input_ids, attention_mask (b, p + c); completion_ids, mask (b, c); trunk (b, p + c, H) or None.
+    """
+
+    rows: Int[Tensor, " b"]
+    input_ids: Int[Tensor, "b T"]
+    attention_mask: Bool[Tensor, "b T"]
+    completion_ids: Int[Tensor, "b c"]
+    mask: Bool[Tensor, "b c"]
+    trunk: Float[Tensor, "b T H"] | None
+
+    def take(self, values: Tensor) -> Tensor:
+        """The rows and columns of this batch from a per-token tensor of the whole rollout: (B, C) -> (b, c)."""
+        return values[self.rows, : self.mask.shape[1]]
+
+    def put(self, target: Tensor, values: Tensor) -> None:
+        """Inverse of `take`: write (b, c) into its place in the rollout's (B, C)."""
+        target[self.rows, : self.mask.shape[1]] = torch.where(self.mask, values.to(target.dtype), 0.0)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with what was true of it before the update; each (B, C), float32, 0 where masked.
+
+    logprobs, entropy: of the policy that sampled it, in nats. ref_logprobs: of the reference. values: the
+    critic's V before each token. trunk (B, P + C, H) or None: the frozen layers' output, shared by every later pass.
+    """
+
+    rollout: Rollout
+    trunk: Float[Tensor, "B T H"] | None
+    logprobs: Float[Tensor, "B C"]
+    entropy: Float[Tensor, "B C"]
+    ref_logprobs: Float[Tensor, "B C"]
+    values: Float[Tensor, "B C"]
+
+
+def take_prompts(prompts: Sequence[Prompt], start: int, count: int, seed: int) -> list[Prompt]:
+    """Prompts `start` to `start + count` of an endless stream: all prompts once a pass, each pass in its own order.
+
+    A pure function of its arguments, so the data cursor of a checkpoint is one number.
+    """
+    taken = []
+    order: list[int] = []
+    current = -1
+    for position in range(start, start + count):
+        index, place = divmod(position, len(prompts))
+        if index != current:
+            current, order = index, list(range(len(prompts)))
+            random.Random(derive_seed(seed, "order", index)).shuffle(order)
+        taken.append(prompts[order[place]])
+    return taken
+
+
+def sample_rollout(
+    generator: Generator,
+    policy: str,
+    prompts: Sequence[Prompt],
+    cfg: PpoSection,
+    sample: SampleSection,
+    *,
+    update: int,
+    seed: int,
+) -> Rollout:
+    """The rollout of update `update` (from 1): the next prompts of the stream, each sequence with a seed of its own."""
+    count = cfg.prompts_per_update
+    return generator.generate(
+        policy,
+        take_prompts(prompts, (update - 1) * count, count, seed),
+        seeds=[derive_seed(seed, "rollout", update, i) for i in range(count)],
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
+    )
+
+
+def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, size: int) -> Iterator[TokenBatch]:
+    """Cut `rows` into micro-batches of `size`, sorted by length, each trimmed to its longest prompt and completion.
+
+    Positions come from the mask, so trimming changes the work and not the result.
+    """
+    columns = rollout.prompt_ids.shape[1]
+    lengths = rollout.completion_mask.sum(1) + rollout.prompt_mask.sum(1)
+    order = rows[torch.argsort(lengths[rows].cpu(), stable=True).to(rows.device)]
+    for chunk in order.split(size):
+        first = columns - int(rollout.prompt_mask[chunk].sum(1).max())
+        width = int(rollout.completion_mask[chunk].sum(1).max())
+        ids = rollout.completion_ids[chunk, :width]
+        mask = rollout.completion_mask[chunk, :width]
+        yield TokenBatch(
+            rows=chunk,
+            input_ids=torch.cat([rollout.prompt_ids[chunk, first:], ids], dim=1),
+            attention_mask=torch.cat([rollout.prompt_mask[chunk, first:], mask], dim=1),
+            completion_ids=ids,
+            mask=mask,
+            trunk=None if trunk is None else trunk[chunk, first : columns + width],
+        )
+
+
+def iterate_minibatches(sequences: int, minibatches: int, seed: int) -> Iterator[Tensor]:
+    """A permutation of the rollout's rows, cut into `minibatches` equal parts: one optimiser step each."""
+    order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed))
+    yield from order.chunk(minibatches)
+
+
+def compute_token_logprobs(
+    base: Base, role: str | None, batch: TokenBatch, temperature: float
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+    """(log pi(y_t | x, y_<t), entropy of pi(. | x, y_<t)), both (b, c) in nats at the sampling temperature.
+
+    `role` None is the reference. Gradients flow where the caller has them on.
+    """
+    logits = base.compute_logits(role, batch.input_ids, batch.attention_mask, batch.mask.shape[1], trunk=batch.trunk)
+    logprobs, entropy = compute_logprobs(logits, batch.completion_ids, temperature)
+    return logprobs, entropy
+
+
+def compute_token_values(base: Base, critic: str, batch: TokenBatch) -> Float[Tensor, "b c"]:
+    """V of the state before each completion token, (b, c) float32."""
+    last = batch.mask.shape[1]
+    return base.compute_values(critic, batch.input_ids, batch.attention_mask, last, trunk=batch.trunk)
+
+
+@torch.no_grad()
+def compute_trunk(base: Base, rollout: Rollout, micro_batch_size: int) -> Float[Tensor, "B T H"] | None:
+    """The frozen layers' output for the whole rollout, or None where `base.split == 0`."""
+    if base.split == 0:
+        return None
+    parts = zip(rollout.input_ids.split(micro_batch_size), rollout.attention_mask.split(micro_batch_size), strict=True)
+    states = [base.compute_trunk(ids, mask) for ids, mask in parts]
+    return torch.cat([s for s in states if s is not None])
+
+
+@torch.no_grad()
+def compute_kl_terms(
+    base: Base,
+    role: str,
+    rollout: Rollout,
+    *,
+    reference: str | None,
+    temperature: float,
+    micro_batch_size: int,
+    trunk: Tensor | None,
+) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B C"]]:
+    """(logprobs, entropy, ref_logprobs) of a rollout's tokens under `role` and `reference`; 0 where masked."""
+    shape = rollout.completion_mask.shape
+    logprobs, entropy, ref_logprobs = (torch.zeros(shape, device=base.device) for _ in range(3))
+    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
+        new, spread = compute_token_logprobs(base, role, batch, temperature)
+        old, _ = compute_token_logprobs(base, reference, batch, temperature)
+        for target, value in ((logprobs, new), (entropy, spread), (ref_logprobs, old)):
+            batch.put(target, value)
+    return logprobs, entropy, ref_logprobs
+
+
+@torch.no_grad()
+def compute_experience(
+    base: Base,
+    rollout: Rollout,
+    *,
+    policy: str,
+    critic: str,
+    reference: str | None,
+    temperature: float,
+    micro_batch_size: int,
+) -> Experience:
+    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it."""
+    trunk = compute_trunk(base, rollout, micro_batch_size)
+    logprobs, entropy, ref_logprobs = compute_kl_terms(
+        base,
+        policy,
+        rollout,
+        reference=reference,
+        temperature=temperature,
+        micro_batch_size=micro_batch_size,
+        trunk=trunk,
+    )
+    values = torch.zeros_like(logprobs)
+    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
+        batch.put(values, compute_token_values(base, critic, batch))
+    return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values)

@@ -1,0 +1,103 @@
+"""Optimisers, one global clip of the gradient, and their place in a checkpoint.
+
+Implements AdamW for the trainable parameters of a role, and the packing of roles and optimisers into plain tensors.
+Leaves out schedules, which are pure functions of the step (`functional.compute_linear`), so that a checkpoint needs
+only the counters, and any generator's state: every draw is seeded by what it is for (`types.derive_seed`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from accord.errors import TrainingError
+from accord.models import Base
+from accord.models.checkpoints import pack_optimizer, unpack_optimizer
+
+BETAS = (0.9, 0.95)
+"""AdamW's decay rates. 0.95 forgets the squared gradient in 20 steps: a run here has hundreds of steps, not 100,000."""
+
+
+def build_optimizer(base: Base, role: str, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of `role`, without weight decay."""
+    parameters = list(base.parameters(role).values())
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, eps=1e-8, weight_decay=0.0)
+
+
+def take_step(
+    optimizers: Sequence[torch.optim.Optimizer], learning_rates: Sequence[float], *, max_grad_norm: float
+) -> float:
+    """Clip the gradient of all parameters of all `optimizers` to one global norm, step, and clear the gradients.
+
+    Returns the norm before clipping, ||g||_2 over everything. A norm that is not finite leaves the weights untouched;
+    the caller sees it in the result and stops (`checks.check_finite`).
+    """
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        if math.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def pack_roles(base: Base, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Weights and optimiser state of each role as tensors, named `ROLE/weights/...` and `ROLE/optimizer/...`."""
+    tensors: dict[str, Tensor] = {}
+    for role, optimizer in optimizers.items():
+        tensors |= {f"{role}/weights/{name}": value for name, value in base.state(role).items()}
+        packed = pack_optimizer(optimizer)
+        tensors |= {f"{role}/optimizer/{name}": value for name, value in packed.items()}
+    return tensors
+
+
+def unpack_roles(base: Base, optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `pack_roles`: put weights and optimiser state back in their place."""
+    for role, optimizer in optimizers.items():
+        base.load_state(role, select(tensors, f"{role}/weights/"))
+        unpack_optimizer(optimizer, select(tensors, f"{role}/optimizer/"))
+
+
+def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, under the rest of their name."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def compute_reference_hash(base: Base, reference: str | None) -> str:
+    """What names the reference in a checkpoint: the hash of the frozen base, and of the reference's adapter if any."""
+    digest = hashlib.sha256(base.fingerprint.encode())
+    for name, value in sorted(base.state(reference).items()) if reference is not None else ():
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_reference(found: str, expected: str, *, where: str) -> None:
+    """A checkpoint may only go on over the very reference it was made on.
+
+    Raises:
+        TrainingError: the hashes differ.
+    """
+    if found != expected:
+        raise TrainingError(
+            "the checkpoint was made on another model: the reference's hash differs",
+            where=where,
+            mend="use the model that the run started with, or delete the unfinished artifact to start afresh",
+        )
+
+
+def merge_means(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of an update from those of its steps: the largest of `*_max`, the mean of all others."""
+    columns: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            columns.setdefault(name, []).append(value)
+    return {
+        name: max(values) if name.endswith("_max") else sum(values) / len(values) for name, values in columns.items()
+    }

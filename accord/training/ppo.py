@@ -1,0 +1,209 @@
+"""Proximal policy optimisation of a language model against a reward, near a reference.
+
+Implements InstructGPT's PPO (Ouyang et al. 2022, after Ziegler et al. 2019 and Schulman et al. 2017) on one base: the
+policy, the critic and the reference share its frozen layers, which are computed once a rollout. The loop below is the
+algorithm; the equations are in `accord/functional` and `accord/losses`, the passes over the model in `experience`.
+Leaves out pretraining gradients (PPO-ptx) and running moments of the reward: a reward model is normalised once, in its
+head (`reward_model.normalize_reward_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from accord.config.schema import PpoSection, SampleSection
+from accord.functional import (
+    compute_explained_variance,
+    compute_gae,
+    compute_linear,
+    compute_sequence_kl,
+    masked_mean,
+    masked_whiten,
+    shape_rewards,
+    update_kl_coef,
+)
+from accord.losses import POLICY_OBJECTIVES, combine_metrics, compute_log_ratio, compute_value_loss
+from accord.models import Base
+from accord.training import checks
+from accord.training.experience import (
+    compute_experience,
+    compute_token_logprobs,
+    compute_token_values,
+    iterate_micro_batches,
+    iterate_minibatches,
+    sample_rollout,
+)
+from accord.training.job import MetricRow, TrainingJob, TrainingResult
+from accord.training.optimization import build_optimizer, merge_means, take_step
+from accord.training.selection import Judge
+from accord.training.state import PpoState
+from accord.training.stopwatch import Stopwatch
+from accord.types import Checkpoint, Generator, Progress, Prompt, RewardSource, derive_seed
+
+BUDGETS_BEFORE_STOP = 2.0
+"""A rollout beyond so many KL budgets ends the run in peace: what follows could hardly become the best checkpoint."""
+
+
+def train_ppo(
+    base: Base,
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    reward: RewardSource,
+    cfg: PpoSection,
+    *,
+    sample: SampleSection,
+    max_kl_nats: float,
+    seed: int,
+    progress: Progress,
+    checkpoint: Checkpoint,
+    policy: str = "policy",
+    critic: str = "critic",
+    reference: str | None = None,
+    heldout: RewardSource | None = None,
+    validation_prompts: Sequence[Prompt] = (),
+) -> TrainingResult:
+    """Improve `policy` in place by `cfg.updates` rollouts; afterwards it holds the best weights (see `selection.Best`).
+
+    Per update, with y ~ pi_old(. | x) at the sampling temperature:
+    r_t = -beta (log pi_old - log pi_ref)_t + [t = T] (r_phi(x, y) - penalty [no EOS]); GAE; advantages whitened over
+    the rollout; then `epochs` x `minibatches` steps on L = L_clip + vf_coef L_value - ent_coef H.
+    Micro-batches change nothing: means are over the tokens of the whole minibatch. docs/ppo.md explains each metric.
+
+    Raises:
+        TrainingError: a check of `training.checks` failed, or the checkpoint was made on another reference.
+    """
+    checks.check_tokens(base.tokens)
+    objective = POLICY_OBJECTIVES[cfg.objective]
+    judge = Judge(base, policy, reference, generator, heldout or reward, validation_prompts, sample, max_kl_nats, seed)
+    optimizers = {
+        policy: build_optimizer(base, policy, cfg.learning_rate),
+        critic: build_optimizer(base, critic, cfg.critic_learning_rate),
+    }
+    state = PpoState.resume(base, reference, optimizers, checkpoint) or PpoState.start(base, reference, judge, cfg)
+    progress.begin("ppo", cfg.updates, "updates")
+    progress.advance(state.update)
+    clock = Stopwatch()
+    while state.update < cfg.updates and not find_stop(state.history, max_kl_nats):
+        update, where = state.update + 1, f"ppo, update {state.update + 1}"
+
+        # y ~ pi_old(. | x); the frozen trunk once, then log pi_old, log pi_ref and V on top of it.
+        rollout = sample_rollout(generator, policy, prompts, cfg, sample, update=update, seed=seed)
+        checks.check_rollout(rollout, base.tokens)
+        clock.lap("sample")
+        old = compute_experience(
+            base, rollout, policy=policy, critic=critic, reference=reference,
+            temperature=sample.temperature, micro_batch_size=cfg.micro_batch_size,
+        )  # fmt: skip
+        mask = rollout.completion_mask
+        kl = compute_sequence_kl(old.logprobs, old.ref_logprobs, mask)
+        gap = checks.compute_sampler_gap(rollout.logprobs, old.logprobs, mask)
+        checks.check_sampler_gap(gap, base.dtype, where=where)
+        checks.check_kl(kl, budget_nats=max_kl_nats, where=where)
+        clock.lap("experience")
+
+        # r_phi(x, y), KL shaping, advantages.
+        scores = reward(rollout)
+        checks.check_finite({"score": scores, "value": old.values}, where=where)
+        settled = scores - cfg.missing_eos_penalty * (~rollout.finished).float()
+        rewards = shape_rewards(settled, old.logprobs, old.ref_logprobs, mask, state.kl_coef)
+        raw_advantages, returns = compute_gae(rewards, old.values, mask, cfg.gamma, cfg.gae_lambda)
+        advantages = masked_whiten(raw_advantages, mask)
+        clock.lap("score")
+
+        steps: list[dict[str, float]] = []
+        factor = compute_linear(state.update, cfg.updates)
+        rates = [factor * cfg.learning_rate, factor * cfg.critic_learning_rate]
+        for epoch in range(cfg.epochs):
+            shuffle = derive_seed(seed, "minibatch", update, epoch)
+            for rows in iterate_minibatches(len(rollout), cfg.minibatches, shuffle):
+                tokens = int(mask[rows].sum())
+                parts = []
+                for batch in iterate_micro_batches(rollout, old.trunk, rows, cfg.micro_batch_size):
+                    logprobs, entropy = compute_token_logprobs(base, policy, batch, sample.temperature)
+                    values = compute_token_values(base, critic, batch)
+                    old_logprobs = batch.take(old.logprobs)
+                    if not steps:
+                        log_ratio = compute_log_ratio(logprobs, old_logprobs, batch.mask)
+                        checks.check_first_pass(log_ratio, batch.mask, base.dtype, where=where)
+                    policy_loss = objective(
+                        logprobs, old_logprobs, batch.take(advantages), batch.mask,
+                        clip_range=cfg.clip_range, denominator=tokens,
+                    )  # fmt: skip
+                    value_loss = compute_value_loss(
+                        values, batch.take(old.values), batch.take(returns), batch.mask,
+                        clip_range=cfg.value_clip_range, denominator=tokens,
+                    )  # fmt: skip
+                    bonus = masked_mean(entropy, batch.mask, tokens)
+                    loss = policy_loss.loss + cfg.vf_coef * value_loss.loss - cfg.ent_coef * bonus
+                    torch.autograd.backward(loss)
+                    losses = {"policy_loss": policy_loss.loss.detach(), "value_loss": value_loss.loss.detach()}
+                    parts.append(losses | policy_loss.metrics | value_loss.metrics)
+                step = combine_metrics(parts)
+                step["grad_norm"] = take_step(list(optimizers.values()), rates, max_grad_norm=cfg.max_grad_norm)
+                checks.check_finite(step, where=where)
+                steps.append(step)
+        clock.lap("optimise")
+
+        kl_nats = float(kl.mean())
+        row: MetricRow = {
+            "update": update,
+            "score": float(scores.mean()),
+            "score_std": float(scores.std(correction=0)),
+            "reward": float(rewards.sum(1).mean()),
+            "kl_nats": kl_nats,
+            "kl_coef": state.kl_coef,
+            "entropy": float(masked_mean(old.entropy, mask)),
+            "explained_variance": compute_explained_variance(old.values, returns, mask),
+            "length_tokens": float(mask.sum(1).float().mean()),
+            "finished_share": float(rollout.finished.float().mean()),
+            "learning_rate": rates[0],
+            "sampler_gap": gap,
+            **merge_means(steps),
+        }
+        if cfg.kl_controller == "adaptive":
+            state.kl_coef = update_kl_coef(state.kl_coef, kl_nats, cfg.kl_target_nats, len(rollout), cfg.kl_horizon)
+        if update % cfg.evaluate_every == 0 or update == cfg.updates:
+            row |= judge.evaluate(where)
+            clock.lap("evaluate")
+        state.finish_update(row, judge)
+        checks.check_history(state.history, cfg.updates)
+        if update % cfg.checkpoint_every == 0:
+            state.save(base, optimizers, checkpoint)
+        clock.lap("checkpoint")
+        progress.advance()
+        progress.log({**row, **clock.read(), **checks.find_warnings(row)})
+    stopped = find_stop(state.history, max_kl_nats)
+    state.best.restore(base, policy)
+    best_update = state.best.update if state.best.weights else state.update
+    return TrainingResult(state.history, best_update, stopped)
+
+
+def find_stop(history: Sequence[MetricRow], max_kl_nats: float) -> str | None:
+    """Why the run should end now, or None: its last rollout was beyond `BUDGETS_BEFORE_STOP` KL budgets."""
+    kl_nats = history[-1].get("kl_nats", 0.0) if history else 0.0
+    if kl_nats <= BUDGETS_BEFORE_STOP * max_kl_nats:
+        return None
+    return f"KL reached {kl_nats:.1f} nats a sequence at update {history[-1]['update']}, budget {max_kl_nats}"
+
+
+def run_ppo(job: TrainingJob) -> TrainingResult:
+    """PPO under the common signature of `training.TRAINERS`."""
+    return train_ppo(
+        job.base,
+        job.prompts,
+        job.generator,
+        job.proxy,
+        job.config.ppo,
+        sample=job.config.sample,
+        max_kl_nats=job.config.policy.max_kl_nats,
+        seed=job.seed,
+        progress=job.progress,
+        checkpoint=job.checkpoint,
+        policy=job.policy,
+        critic=job.critic,
+        reference=job.reference,
+        heldout=job.heldout,
+        validation_prompts=job.validation_prompts,
+    )

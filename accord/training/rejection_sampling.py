@@ -1,0 +1,143 @@
+"""Rejection sampling: best-of-n under the proxy reward, then supervised fine-tuning on the winners.
+
+Implements one round of Touvron et al. 2023 (Llama 2, section 3.2.3), the baseline that every PPO must beat. The winners
+are trained on as the very token ids that were sampled. The epoch with the best held-out score within the KL budget is
+kept, as in PPO. Leaves out further rounds: that is what the loop's rounds are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accord.training.checks import check_finite, check_rollout
+from accord.training.job import MetricRow, TrainingJob, TrainingResult
+from accord.training.optimization import check_reference, compute_reference_hash, select
+from accord.training.selection import Best, Judge
+from accord.training.sequences import TokenSequence
+from accord.training.sft import fit_sequences
+from accord.types import Checkpoint, Rollout, derive_seed
+
+PROMPTS_AT_ONCE = 32
+"""Prompts whose candidates are sampled and scored together; changes memory and speed only."""
+BEST = "best/"
+
+
+def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
+    """Sample n candidates for each prompt, keep the one with the highest proxy score, fine-tune on those.
+
+    history: update 0 has the held-out metrics before training, `score` (mean of all candidates) and `winner_score`;
+    update e has those of `fit_sequences` and the held-out metrics after epoch e.
+
+    Raises:
+        TrainingError: a score, loss or gradient is not finite, or the checkpoint was made on another reference.
+    """
+    cfg, sample, base = job.config.rejection_sampling, job.config.sample, job.base
+    judge = Judge(
+        base, job.policy, job.reference, job.generator, job.heldout or job.proxy, job.validation_prompts, sample,
+        job.config.policy.max_kl_nats, job.seed,
+    )  # fmt: skip
+    store = _Store(job.checkpoint, compute_reference_hash(base, job.reference))
+    if not store.resume():
+        sequences, metrics = choose_winners(job)
+        first: MetricRow = {"update": 0, **metrics, **judge.evaluate("rejection sampling, before")}
+        store.best.consider(first, judge)
+        store.begin(sequences, first)
+
+    def judge_epoch(row: Mapping[str, float]) -> MetricRow:
+        found = judge.evaluate(f"rejection sampling, epoch {row['update']}")
+        store.best.consider({**row, **found}, judge)
+        return found
+
+    result = fit_sequences(
+        base, job.policy, store.winners, cfg, seed=job.seed, progress=job.progress, checkpoint=store,
+        after_epoch=judge_epoch,
+    )  # fmt: skip
+    store.best.restore(base, job.policy)
+    best_update = store.best.update if store.best.weights else cfg.epochs
+    return TrainingResult([store.first, *result.history], best_update)
+
+
+def choose_winners(job: TrainingJob) -> tuple[list[TokenSequence], dict[str, float]]:
+    """The best of n candidates for each prompt under the proxy (the first, where scores tie), and two means.
+
+    Metrics: score, the mean over all candidates; winner_score, the mean over the winners.
+    """
+    count, sample = job.config.rejection_sampling.candidates, job.config.sample
+    winners: list[TokenSequence] = []
+    all_scores, best_scores = [], []
+    job.progress.begin(f"best of {count}", len(job.prompts), "prompts")
+    for start in range(0, len(job.prompts), PROMPTS_AT_ONCE):
+        chunk = job.prompts[start : start + PROMPTS_AT_ONCE]
+        rollout = job.generator.generate(
+            job.policy,
+            [prompt for prompt in chunk for _ in range(count)],
+            seeds=[derive_seed(job.seed, "candidate", start + i, k) for i in range(len(chunk)) for k in range(count)],
+            max_new_tokens=sample.max_new_tokens,
+            temperature=sample.temperature,
+        )
+        check_rollout(rollout, job.base.tokens)
+        scores = job.proxy(rollout).float().cpu().view(len(chunk), count)
+        check_finite({"score": scores}, where="rejection sampling")
+        best = scores.argmax(dim=1)
+        winners += [take_sequence(rollout, i * count + int(best[i])) for i in range(len(chunk))]
+        all_scores.append(scores.flatten())
+        best_scores.append(scores.amax(dim=1))
+        job.progress.advance(len(chunk))
+    means = {"score": torch.cat(all_scores).mean(), "winner_score": torch.cat(best_scores).mean()}
+    return winners, {name: float(value) for name, value in means.items()}
+
+
+def take_sequence(rollout: Rollout, row: int) -> TokenSequence:
+    """One row of a rollout as the token ids that were sampled, without padding."""
+    prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
+    completion = rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
+    return TokenSequence((*prompt, *completion), len(completion))
+
+
+class _Store:
+    """The checkpoint of the whole method around that of its fine-tuning: winners, first row and best policy besides."""
+
+    def __init__(self, inner: Checkpoint, reference: str) -> None:
+        self.inner = inner
+        self.reference = reference
+        self.winners: list[TokenSequence] = []
+        self.first: MetricRow = {}
+        self.best = Best()
+
+    def begin(self, winners: Sequence[TokenSequence], first: MetricRow) -> None:
+        """Keep what sampling gave before fine-tuning starts."""
+        self.winners, self.first = list(winners), first
+        self.save({}, {})
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint: fine-tuning's `tensors` and `state`, and our own."""
+        ours = {
+            "winners": [[list(s.ids), s.completion_tokens] for s in self.winners],
+            "first": self.first,
+            "best": [self.best.update, self.best.score],
+            "reference_role": self.reference,
+        }
+        best = {BEST + name: value for name, value in self.best.weights.items()}
+        self.inner.save({**tensors, **best}, {**state, **ours})
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Fine-tuning's part; None where it has not finished an epoch."""
+        found = self.inner.load()
+        return found if found and "history" in found[1] else None
+
+    def resume(self) -> bool:
+        """Read our own part back; False where there is none."""
+        found = self.inner.load()
+        if found is None:
+            return False
+        tensors, state = found
+        check_reference(state["reference_role"], self.reference, where="rejection sampling checkpoint")
+        self.winners = [TokenSequence(tuple(ids), count) for ids, count in state["winners"]]
+        self.first = state["first"]
+        update, score = state["best"]
+        self.best = Best(update, score, select(tensors, BEST))
+        return True

@@ -1,0 +1,165 @@
+"""Supervised fine-tuning of a policy on completions, as token ids.
+
+Implements the mean negative log-likelihood of the completions' tokens (the prompt's do not count), AdamW with a cosine
+to zero. Leaves out packing several conversations into one row: rows are sorted by length instead, and padded little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from accord.errors import DataError
+from accord.functional import compute_logprobs, compute_warmup_cosine
+from accord.losses import combine_metrics, compute_sft_loss
+from accord.models import Base
+from accord.training.checks import check_finite, check_tokens
+from accord.training.job import MetricRow
+from accord.training.optimization import (
+    build_optimizer,
+    check_reference,
+    merge_means,
+    pack_roles,
+    take_step,
+    unpack_roles,
+)
+from accord.training.sequences import TokenSequence, build_batch, cache_trunk, encode_sequence, shuffle_in_buckets
+from accord.types import Checkpoint, Completion, Progress, Prompt, derive_seed
+
+MAX_GRAD_NORM = 1.0
+MICRO_BATCH_SIZE = 8
+"""Sequences in a forward pass; changes memory and speed only."""
+WARMUP_FRACTION = 0.05
+
+
+class SftSettings(Protocol):
+    """What supervised fine-tuning needs of a config section: [sft] and [rejection_sampling] both have it."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the examples."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's, at its highest."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences an optimiser step."""
+        ...
+
+
+@dataclass(frozen=True)
+class SftResult:
+    """history: a row an epoch (docs/sft.md, 'Metrics')."""
+
+    history: list[MetricRow] = field(default_factory=list)
+
+
+def train_sft(
+    base: Base,
+    role: str,
+    examples: Sequence[tuple[Prompt, Completion]],
+    cfg: SftSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    checkpoint: Checkpoint,
+) -> SftResult:
+    """Fine-tune the policy `role` in place on (prompt, completion) examples; see `fit_sequences`.
+
+    Raises:
+        DataError: no examples.
+        TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
+    """
+    sequences = [encode_sequence(base, prompt, completion) for prompt, completion in examples]
+    return fit_sequences(base, role, sequences, cfg, seed=seed, progress=progress, checkpoint=checkpoint)
+
+
+def fit_sequences(
+    base: Base,
+    role: str,
+    sequences: Sequence[TokenSequence],
+    cfg: SftSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    checkpoint: Checkpoint,
+    after_epoch: EpochHook | None = None,
+) -> SftResult:
+    """Minimise -1/N sum_t log pi(y_t | x, y_<t) over the completions' tokens, `cfg.epochs` passes, `role` in place.
+
+    `after_epoch`, where given, adds its metrics to each epoch's row, as a trainer that picks the best epoch needs.
+
+    Raises:
+        DataError: no sequences.
+        TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
+    """
+    check_tokens(base.tokens)
+    if not any(s.completion_tokens for s in sequences):
+        raise DataError("no examples to fine-tune on", where="sft", mend="gather votes that prefer something")
+    cached = cache_trunk(base, [s for s in sequences if s.completion_tokens], progress)
+    optimizer = build_optimizer(base, role, cfg.learning_rate)
+    history = _resume(base, role, optimizer, checkpoint)
+    steps_an_epoch = -(-len(cached) // cfg.batch_size)
+    total = cfg.epochs * steps_an_epoch
+    progress.begin(f"fine-tuning {role}", total, "steps")
+    progress.advance(len(history) * steps_an_epoch)
+    for epoch in range(len(history), cfg.epochs):
+        rows = []
+        batches = shuffle_in_buckets([len(s) for s in cached], cfg.batch_size, derive_seed(seed, "epoch", epoch))
+        for step, batch in enumerate(batches):
+            factor = compute_warmup_cosine(epoch * steps_an_epoch + step, total, round(WARMUP_FRACTION * total))
+            row = _accumulate_gradients(base, role, [cached[i] for i in batch])
+            row["grad_norm"] = take_step([optimizer], [factor * cfg.learning_rate], max_grad_norm=MAX_GRAD_NORM)
+            check_finite(row, where=f"fine-tuning {role}, epoch {epoch + 1}, step {step + 1}")
+            rows.append(row)
+            progress.advance()
+        history.append({"update": epoch + 1, **merge_means(rows)})
+        if after_epoch is not None:
+            history[-1] |= after_epoch(history[-1])
+        checkpoint.save(pack_roles(base, {role: optimizer}), {"history": history, "reference": base.fingerprint})
+        progress.log(history[-1])
+    return SftResult(history)
+
+
+class EpochHook(Protocol):
+    """Called after each epoch with its row; returns more metrics for it."""
+
+    def __call__(self, row: Mapping[str, float]) -> Mapping[str, float]:
+        """More metrics."""
+        ...
+
+
+def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+    """Add the gradient of one optimiser step's loss, micro-batch by micro-batch; its metrics."""
+    ordered = sorted(sequences, key=len)
+    tokens = sum(s.completion_tokens for s in sequences)
+    parts = []
+    for start in range(0, len(ordered), MICRO_BATCH_SIZE):
+        batch = build_batch(base, ordered[start : start + MICRO_BATCH_SIZE])
+        mask = batch.completion_mask
+        last = mask.shape[1]
+        logits = base.compute_logits(role, batch.input_ids, batch.attention_mask, last, trunk=batch.trunk)
+        logprobs, entropy = compute_logprobs(logits, batch.input_ids[:, -last:], 1.0)
+        loss = compute_sft_loss(logprobs, mask, denominator=tokens)
+        torch.autograd.backward(loss.loss)
+        parts.append(loss.metrics | {"entropy": (entropy.detach() * mask).sum() / tokens})
+    return combine_metrics(parts)
+
+
+def _resume(base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> list[MetricRow]:
+    """The history of the epochs already done, role and optimiser put back; empty where there is no checkpoint."""
+    found = checkpoint.load()
+    if found is None:
+        return []
+    tensors, state = found
+    check_reference(state["reference"], base.fingerprint, where=f"fine-tuning {role} checkpoint")
+    unpack_roles(base, {role: optimizer}, tensors)
+    history: list[MetricRow] = state["history"]
+    return history

@@ -1,0 +1,90 @@
+"""All that a PPO run carries from update to update, and its place in a checkpoint.
+
+Implements start, resume and save. Holds the counters that schedules, data order and every random draw are functions of
+(`update`), beta, the history, the best policy, and the reference's hash; weights and optimisers live in their roles.
+Leaves out generator states and reward moments: no draw depends on an earlier one (`types.derive_seed`), and a reward
+model is normalised once, in its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from accord.config.schema import PpoSection
+from accord.models import Base
+from accord.training.job import MetricRow
+from accord.training.optimization import check_reference, compute_reference_hash, pack_roles, select, unpack_roles
+from accord.training.selection import Best, Judge
+from accord.types import Checkpoint
+
+BEST = "best/"
+"""Prefix of the best policy's weights among a checkpoint's tensors."""
+
+
+@dataclass
+class PpoState:
+    """update: updates done, from which follow the data cursor, the schedules and all seeds. kl_coef: beta for the next.
+
+    history: a row an update. best: the best policy so far. reference: what `compute_reference_hash` gave at the start.
+    """
+
+    update: int
+    kl_coef: float
+    history: list[MetricRow]
+    best: Best
+    reference: str
+
+    @classmethod
+    def start(cls, base: Base, reference: str | None, judge: Judge, cfg: PpoSection) -> PpoState:
+        """Before the first update: the policy as it came is judged, so that the best can be no worse than the start."""
+        state = cls(0, cfg.kl_coef, [], Best(), compute_reference_hash(base, reference))
+        row: MetricRow = {"update": 0, **judge.evaluate("ppo, update 0")}
+        state.history.append(row)
+        state.best.consider(row, judge)
+        return state
+
+    def finish_update(self, row: MetricRow, judge: Judge) -> None:
+        """Count the update, keep its row, and keep the policy where it is the best so far."""
+        self.update += 1
+        self.history.append(row)
+        self.best.consider(row, judge)
+
+    def save(self, base: Base, optimizers: Mapping[str, torch.optim.Optimizer], checkpoint: Checkpoint) -> None:
+        """Replace the run's checkpoint."""
+        tensors = pack_roles(base, optimizers)
+        tensors |= {BEST + name: value for name, value in self.best.weights.items()}
+        state = {
+            "update": self.update,
+            "kl_coef": self.kl_coef,
+            "history": self.history,
+            "best_update": self.best.update,
+            "best_score": self.best.score,
+            "reference": self.reference,
+        }
+        checkpoint.save(tensors, state)
+
+    @classmethod
+    def resume(
+        cls,
+        base: Base,
+        reference: str | None,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        checkpoint: Checkpoint,
+    ) -> PpoState | None:
+        """Put roles and optimisers back as the checkpoint has them; None where there is no checkpoint.
+
+        Raises:
+            TrainingError: the checkpoint was made on another reference.
+        """
+        found = checkpoint.load()
+        if found is None:
+            return None
+        tensors, state = found
+        current = compute_reference_hash(base, reference)
+        check_reference(state["reference"], current, where="ppo checkpoint")
+        unpack_roles(base, optimizers, tensors)
+        best = Best(state["best_update"], state["best_score"], select(tensors, BEST))
+        return cls(state["update"], state["kl_coef"], state["history"], best, current)
