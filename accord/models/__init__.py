@@ -1,4 +1,4 @@
-"""One base, many roles: loading, tokens, adapters, heads, the shared trunk, files, and the proof that a model is fit."""
+"""One base, many roles: loading, tokens, adapters, heads, the trunk, files, and the proof that a model is fit."""
 
 from accord.models.adapters import LoraSettings
 from accord.models.base import Base

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig
 from peft.functional import cast_adapter_dtype, delete_adapter, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -37,7 +37,7 @@ class LoraSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSite:
-    """Where adapters sit: the linear layers `targets` inside layers `split` to `layers` - 1 of the list `layers_name`."""
+    """Where adapters sit: the linear layers `targets` inside layers `split` to `layers` - 1 of list `layers_name`."""
 
     layers_name: str
     layers: int
@@ -61,7 +61,7 @@ class AdapterSite:
 
 
 def find_site(layers_name: str, layers: nn.ModuleList, split: int) -> AdapterSite:
-    """Every linear layer inside `layers[split:]`; never the LM head, which is outside. Call it before any adapter is added.
+    """Every linear layer inside `layers[split:]`; never the LM head, which is outside. Call it before adapters come.
 
     Raises:
         ModelError: there is none.
@@ -100,7 +100,7 @@ def add_adapter(model: PreTrainedModel, role: str, site: AdapterSite, settings: 
     choose_adapter(dict(find_adapted_layers(model)).values(), None)
 
 
-def choose_adapter(layers: Iterable[LoraLayer], role: str | None) -> None:
+def choose_adapter(layers: Iterable[LoraLinear], role: str | None) -> None:
     """Let the adapter of `role` act, or none: then every layer is exactly the base's.
 
     peft freezes the adapters it puts aside, and a backward pass that comes later would silently lose their gradients;
@@ -124,20 +124,20 @@ def adapter_parameters(model: PreTrainedModel, role: str) -> dict[str, nn.Parame
     """The weights of one adapter under the names that peft saves them by, in the order of the layers."""
     key = _key(role)
     return {
-        f"{PEFT_PREFIX}{name}.{part}.weight": matrices[key].weight
+        f"{PEFT_PREFIX}{name}.{part}.weight": layer.get_parameter(f"{part}.{key}.weight")
         for name, layer in find_adapted_layers(model)
-        for part, matrices in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B))
-        if key in matrices
+        for part in ("lora_A", "lora_B")
+        if key in layer.lora_A
     }
 
 
-def find_adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
+def find_adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLinear]]:
     """Names and modules of the layers that carry adapters, in the model's order."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLinear):
             yield name, module
 
 
 def _key(role: str) -> str:
-    """peft's name of the adapter: a prefix keeps it from colliding with a method of `nn.ModuleDict` ("train", "keys")."""
+    """peft's name of the adapter: the prefix keeps "train" or "keys" from hiding a method of `nn.ModuleDict`."""
     return f"role_{role}"

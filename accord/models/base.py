@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -35,13 +35,10 @@ from accord.models.adapters import (
 )
 from accord.models.heads import ScalarHead
 from accord.models.tokenizer import ChatTokenizer
-from accord.models.trunk import Trunk, choose_split, find_layers
+from accord.models.trunk import build_probe, choose_split, find_layers, find_trunk
 from accord.models.weights import compute_fingerprint, copy_model
 
 ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-
-PROBE_COLUMNS = 24
-"""Columns of the batch that the split is checked on."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,12 @@ class Base:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._roles: dict[str, Role] = {}
         self._active: str | None = None
-        self._adapted: list[LoraLayer] = []
-        self._trunk: Trunk | None = None
-        self.split, self.split_reason = self._try_split(stack, choose_split(split, self.layers))
+        self._adapted: list[LoraLinear] = []
+        probe = self._inputs(*build_probe(self.vocabulary, self.device))
+        self._trunk, self.split_reason = find_trunk(
+            stack, choose_split(split, self.layers), lambda: self.model(**probe).logits
+        )
+        self.split = self._trunk.split if self._trunk else 0
         self.site = find_site(layers_name, stack, self.split)
 
     @cached_property
@@ -119,7 +119,8 @@ class Base:
         start = None if init_from is None else self._scorer(init_from)
         if start is not None and start.lora != lora:
             raise ModelError(
-                f"{role!r} ({lora}) cannot start from {init_from!r} ({start.lora})", mend="give both the same LoRA settings"
+                f"{role!r} ({lora}) cannot start from {init_from!r} ({start.lora})",
+                mend="give both the same LoRA settings",
             )
         add_adapter(self.model, role, self.site, lora, seed)
         self._roles[role] = Role("scorer", lora, self.model, ScalarHead(self.hidden_size, self.device))
@@ -188,7 +189,7 @@ class Base:
         last: int,
         trunk: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B last V"]:
-        """Logits that predict the last `last` columns, in the model's dtype: row t of the result speaks of column T - last + t.
+        """Logits that predict the last `last` columns, in the model's dtype: row t speaks of column T - last + t.
 
         Raises:
             ModelError: no such role, `last` outside 1 to T - 1, or a trunk of another shape.
@@ -207,7 +208,7 @@ class Base:
         last: int,
         trunk: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B last"]:
-        """V of the state before each of the last `last` tokens, float32: the head on the hidden state one column earlier.
+        """V of the state before each of the last `last` tokens, float32: the head on the state one column earlier.
 
         Raises:
             ModelError: as `compute_logits`, or the role has no head.
@@ -246,7 +247,7 @@ class Base:
     # Weights
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The trainable weights of a role by name: peft's names for an adapter, `head.weight` and `head.bias` for a head."""
+        """The trainable weights of a role by name: peft's names for an adapter, `head.*` for a head."""
         found = self._role(role)
         if found.lora is None:
             named = dict(found.model.named_parameters())
@@ -337,7 +338,8 @@ class Base:
     def _check_last(self, input_ids: Tensor, last: int) -> None:
         if not 1 <= last < input_ids.shape[1]:
             raise ModelError(
-                f"cannot predict the last {last} of {input_ids.shape[1]} columns", mend="keep at least one prompt column"
+                f"cannot predict the last {last} of {input_ids.shape[1]} columns",
+                mend="keep at least one prompt column",
             )
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
@@ -372,34 +374,3 @@ class Base:
         with self._prepared(role, input_ids, trunk) as model:
             hidden: Tensor = model.base_model(**self._inputs(input_ids, attention_mask)).last_hidden_state
         return hidden
-
-    def _try_split(self, stack: nn.ModuleList, split: int) -> tuple[int, str]:
-        """Run a random padded batch whole and from the trunk; the split that holds, and in words how exactly."""
-        if split == 0:
-            return 0, "no split: every role runs every layer"
-        self._trunk = Trunk(stack, split)
-        ids, mask = build_probe(self.vocabulary, self.device)
-        try:
-            with torch.no_grad():
-                whole = self.compute_logits(None, ids, mask, PROBE_COLUMNS - 1)
-                resumed = self.compute_logits(None, ids, mask, PROBE_COLUMNS - 1, self.compute_trunk(ids, mask))
-        except (ModelError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            self._trunk = None
-            return 0, f"no split: the model does not run from the states of layer {split} ({error})"
-        if torch.equal(whole, resumed):
-            return split, f"split at layer {split}: outputs equal the unsplit ones bit for bit"
-        gap = float((whole.float() - resumed.float()).abs().max())
-        noise = 16 * torch.finfo(self.dtype).eps * float(whole.float().abs().max())
-        if gap <= noise:
-            return split, f"split at layer {split}: outputs equal the unsplit ones to {gap:.1e}, float noise"
-        self._trunk = None
-        return 0, f"no split: outputs from the states of layer {split} differ by {gap:.1e}, more than float noise"
-
-
-def build_probe(vocabulary: int, device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Random ids in four rows: unpadded, padded on the left, on the right, and on both sides."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (4, PROBE_COLUMNS), generator=generator)
-    mask = torch.ones(4, PROBE_COLUMNS, dtype=torch.bool)
-    mask[1, :5] = mask[2, -7:] = mask[3, :3] = mask[3, -4:] = False
-    return ids.to(device), mask.to(device)

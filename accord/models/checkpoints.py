@@ -1,7 +1,7 @@
 """Roles and optimisers as plain tensors: PEFT folders that others can load, and flat dictionaries for checkpoints.
 
 Implements, for an adapter, `adapter_model.safetensors` and `adapter_config.json` as peft writes them; for a scorer also
-`head.safetensors` (`weight` (H,), `bias` ()); for a full copy, a transformers folder; and beside each `role.json` (kind,
+`head.safetensors` (`weight` (H,), `bias` ()); for a full copy, a transformers folder; beside each, `role.json` (kind,
 split, the base's fingerprint). Nothing written depends on the clock or the machine, nothing read is unpickled.
 """
 
@@ -60,7 +60,9 @@ def load_role(base: Base, role: str, folder: Path, *, kind: Literal["policy", "s
         if kind == "policy" and (folder / FULL_CONFIG).is_file():
             _load_full(base, role, folder)
             return
-        raise ModelError(f"no {kind} here: {ADAPTER_CONFIG} is missing", where=str(folder), mend="give the role's folder")
+        raise ModelError(
+            f"no {kind} here: {ADAPTER_CONFIG} is missing", where=str(folder), mend="give the role's folder"
+        )
     _check_card(base, folder)
     settings = _read_settings(base, folder)
     state = _read_tensors(folder / ADAPTER_WEIGHTS)
@@ -124,7 +126,9 @@ def _check_card(base: Base, folder: Path) -> None:
         return
     card = json.loads((folder / ROLE_CARD).read_text())
     if card["base"] != base.fingerprint:
-        raise ModelError("the role was made on another base model", where=str(folder), mend="load that base, dtype included")
+        raise ModelError(
+            "the role was made on another base model", where=str(folder), mend="load that base, dtype included"
+        )
 
 
 def _read_settings(base: Base, folder: Path) -> LoraSettings:
@@ -147,7 +151,9 @@ def _read_settings(base: Base, folder: Path) -> LoraSettings:
 
 def _load_full(base: Base, role: str, folder: Path) -> None:
     """Add a full policy with the weights of the transformers folder `folder`."""
-    trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+    trained = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
     state = {name: parameter.detach() for name, parameter in trained.named_parameters()}
     base.add_policy(role, lora=None, seed=0)
     try:

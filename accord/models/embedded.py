@@ -56,7 +56,9 @@ def find_embedded_model() -> Path:
 
 def _find_gguf() -> Path:
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
-    files = sorted(Path(p) for root in (spec.submodule_search_locations if spec else None) or () for p in Path(root).glob("*.gguf"))
+    files = sorted(
+        Path(p) for root in (spec.submodule_search_locations if spec else None) or () for p in Path(root).glob("*.gguf")
+    )
     if not files:
         raise ModelError(
             f"the embedded model needs the wheel {WHEEL}, which is not installed",

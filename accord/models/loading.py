@@ -39,12 +39,14 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load it: {_first_line(error)}", where=f"model {name!r}", mend=_mend(source)) from error
-    missing = sorted(report["missing_keys"])
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"cannot load it: {reason}", where=f"model {name!r}", mend=_mend(source)) from error
+    model: Any = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(
             f"{len(missing)} weights are missing from its files ({missing[0]}, ...) and would be random",
@@ -57,7 +59,8 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
         vocabulary=model.get_output_embeddings().weight.shape[0],
         where=f"model {name!r}",
     )
-    return Base(model.to(_choose_device(device)), tokens, name=name, split=split)
+    model.to(_choose_device(device))
+    return Base(model, tokens, name=name, split=split)
 
 
 def _find_source(name: str) -> str:
@@ -82,12 +85,12 @@ def _eos_candidates(model: PreTrainedModel) -> list[int]:
     return found
 
 
-def _choose_device(device: str) -> str:
+def _choose_device(device: str) -> torch.device:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("there is no CUDA device", where="compute.device", mend="use cpu or auto")
-    return device
+    return torch.device(device)
 
 
 def _mend(source: str) -> str:
@@ -96,10 +99,6 @@ def _mend(source: str) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return "HF_HUB_OFFLINE is set: give a folder, or a model that is in the cache already"
     return "check the name and the connection, or give a folder"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 @contextmanager

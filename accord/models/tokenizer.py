@@ -1,4 +1,4 @@
-"""ChatTokenizer: prompts and completions as token ids, with an EOS that the chat template means and a PAD that is not EOS.
+"""ChatTokenizer: prompts and completions as token ids, with the EOS that the template means, a PAD that is not EOS.
 
 Implements the choice of EOS and PAD, prompts under the chat template (or bare texts under the tokenizer's own BOS), and
 completions whose only EOS is the one that says they are finished. Leaves out padding and masks, which belong to whoever
@@ -114,8 +114,8 @@ class ChatTokenizer:
     def encode_completion(self, completion: Completion) -> list[int]:
         """Ids that follow `encode_prompt`: the answer, with EOS where it is finished; never a BOS.
 
-        Special tokens spelt out inside a single answer are plain text, so EOS stands at its end or nowhere. A completion
-        of several turns is rendered under the template, from its first turn to the EOS that closes the last one.
+        Special tokens spelt out inside a single answer are plain text, so EOS stands at its end or nowhere. Several
+        turns are rendered under the template, from its first turn to the EOS that closes the last one.
 
         Raises:
             DataError: several turns of which the last is not the assistant's.
@@ -170,7 +170,7 @@ class ChatTokenizer:
         return added | set(self.inner.all_special_ids)
 
     def _choose_pad(self, eos_ids: set[int]) -> int:
-        """PAD: the tokenizer's own if it is no EOS, else an unused special token, an unused embedding, or the rarest token.
+        """PAD: the tokenizer's own if no EOS, else an unused special token, an unused embedding, or the rarest token.
 
         Masks, not ids, say what is padding; PAD only must not look like the end of a completion.
         """

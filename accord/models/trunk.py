@@ -3,7 +3,7 @@
 Implements, for any Hugging Face causal LM, running the model up to layer `split` (a hook takes the hidden states there
 and ends the pass) and running it again from those states (the lower layers are bypassed for the length of one call).
 The model's own forward does everything else: masks, positions, scaling, soft-capping. Leaves out any knowledge of an
-architecture; whether the split holds is checked when a model is loaded (`check_split`).
+architecture; whether the split holds is checked on the model itself (`find_trunk`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -66,7 +66,7 @@ class Trunk:
         self._returns_tuple = False
 
     def compute(self, forward: Callable[[], Any]) -> Float[Tensor, "B T H"]:
-        """The hidden states that enter layer `split` when `forward` runs the model. No gradient, nothing above it runs."""
+        """The hidden states that enter layer `split` when `forward` runs the model; no gradient, nothing above runs."""
         captured: list[Tensor] = []
 
         def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -88,11 +88,11 @@ class Trunk:
         finally:
             for handle in handles:
                 handle.remove()
-        raise ModelError(f"the model never reached decoder layer {self.split}", mend='set model.split = 0')
+        raise ModelError(f"the model never reached decoder layer {self.split}", mend="set model.split = 0")
 
     @contextmanager
     def resume(self, states: Float[Tensor, "B T H"]) -> Iterator[None]:
-        """While open, a forward pass of the model starts at layer `split` with `states`; the layers below do nothing."""
+        """While open, a forward pass of the model starts at layer `split` with `states`; layers below do nothing."""
 
         def substitute(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -115,3 +115,34 @@ class Trunk:
             handle.remove()
             for layer in lower:
                 del layer.forward
+
+
+def find_trunk(layers: nn.ModuleList, split: int, forward: Callable[[], Tensor]) -> tuple[Trunk | None, str]:
+    """The trunk below layer `split` if the model allows one, and in words how exactly it holds or why it does not.
+
+    `forward` runs the whole model on one batch and returns its logits; it is run whole, and again from the trunk.
+    """
+    if split == 0:
+        return None, "no split: every role runs every layer"
+    trunk = Trunk(layers, split)
+    try:
+        with torch.no_grad():
+            whole = forward()
+            with trunk.resume(trunk.compute(forward)):
+                resumed = forward()
+    except (ModelError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        return None, f"no split: the model does not run from the states of layer {split} ({error})"
+    if torch.equal(whole, resumed):
+        return trunk, f"split at layer {split}: outputs equal the unsplit ones bit for bit"
+    gap = float((whole.float() - resumed.float()).abs().max())
+    if gap <= 16 * torch.finfo(whole.dtype).eps * float(whole.float().abs().max()):
+        return trunk, f"split at layer {split}: outputs equal the unsplit ones to {gap:.1e}, float noise"
+    return None, f"no split: outputs from the states of layer {split} differ by {gap:.1e}, more than float noise"
+
+
+def build_probe(vocabulary: int, device: torch.device) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Random ids in four rows of 24: unpadded, padded on the left, on the right, and on both sides."""
+    ids = torch.randint(vocabulary, (4, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 24, dtype=torch.bool)
+    mask[1, :5] = mask[2, -7:] = mask[3, :3] = mask[3, -4:] = False
+    return ids.to(device), mask.to(device)

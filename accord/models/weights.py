@@ -19,11 +19,11 @@ def frozen_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def compute_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256, 64 hex digits, over names, dtypes, shapes and bytes of the frozen weights in the order of their names."""
+    """SHA-256, 64 hex digits, over names, dtypes, shapes and bytes of the frozen weights, sorted by name."""
     digest = hashlib.sha256()
     for name, weight in sorted(frozen_weights(model).items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.cpu().contiguous().view(torch.uint8).reshape(-1).numpy())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).reshape(-1).numpy().data)
     return digest.hexdigest()
 
 
