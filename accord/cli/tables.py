@@ -29,7 +29,7 @@ class Planned(Protocol):
 
 def build_plan_table(stages: Sequence[Planned]) -> Table:
     """One row a stage: tokens, expected time and memory, done or to do; and the sum of what is to do."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_footer=True)
     todo = [stage for stage in stages if not stage.done]
     seconds = sum(stage.expected_seconds for stage in todo)
     peak = max((stage.expected_bytes for stage in todo), default=0)
