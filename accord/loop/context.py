@@ -32,7 +32,7 @@ class RunContext:
         self.workspace = workspace
         self.config = config
         self.progress = progress
-        self._base_name = config.model.name
+        self._base_name = resolve_model(workspace, config)
         self._base: Base | None = None
 
     @property
@@ -47,7 +47,7 @@ class RunContext:
     def stand_on(self, stage: Stage) -> None:
         """Make `base` the reference that the stage names: its roles were, or will be, trained on top of that one."""
         address = stage.parents.get("reference", "")
-        name = self.config.model.name
+        name = resolve_model(self.workspace, self.config)
         if address.startswith("sft/"):
             name = str(self.parent(stage, "reference").folder / "model")
         if name != self._base_name:
@@ -127,6 +127,12 @@ class RunContext:
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def resolve_model(workspace: Workspace, config: Config) -> str:
+    """The model's name for loading: a folder inside the project stands for itself, wherever Accord is run from."""
+    inside = workspace.root / config.model.name
+    return str(inside) if inside.is_dir() else config.model.name
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from accord.config import Config
-from accord.models.loading import measure_size
+from accord.loop.context import resolve_model
+from accord.models.size import measure_size
 from accord.starter import load_starter_prompts
 from accord.workspace import Workspace
 
@@ -52,7 +53,7 @@ class Machine:
 
 def measure_machine(workspace: Workspace, config: Config, votes: int) -> Machine:
     """Time one matmul (0.2 s), read the model's size from its configuration, count the prompts. Loads no weights."""
-    size = measure_size(config.model.name)
+    size = measure_size(resolve_model(workspace, config))
     train, evaluation = _count_prompts(workspace, config, votes)
     pairs = votes if config.feedback.source == "votes" else train * config.sample.completions * (config.sample.completions - 1) // 2
     rate = _measure_matmul(getattr(torch, config.model.dtype))

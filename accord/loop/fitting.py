@@ -6,12 +6,11 @@ card. Leaves out the objective (`losses`), the training loop (`training.reward_m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from accord.errors import DataError
 from accord.evaluation import compute_reward_card
-from accord.feedback import split_by_prompt
+from accord.feedback.splits import split_by_prompt
 from accord.loop.context import RunContext, adapter_folder
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.training import fits_in, normalize_reward_model, score_preferences, train_reward_model
@@ -79,8 +78,8 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     scores_a, scores_b = score_preferences(base, part, test)
     card = compute_reward_card(
         scores_a, scores_b, test,
-        lengths_a=_count_tokens(context, [p.a.text for p in test]),
-        lengths_b=_count_tokens(context, [p.b.text for p in test]),
+        lengths_a=[len(base.tokens.encode_completion(p.a)) for p in test],
+        lengths_b=[len(base.tokens.encode_completion(p.b)) for p in test],
         annotator_agreement=_read_agreement(context, stage),
         score_std=std,
         seed=derive_seed(stage.seed, "card"),
@@ -106,10 +105,6 @@ def _normalize(context: RunContext, stage: Stage, role: str) -> float:
     )
     _, std = normalize_reward_model(context.base, role, [rollout])
     return std
-
-
-def _count_tokens(context: RunContext, texts: Sequence[str]) -> list[int]:
-    return [len(context.base.tokens.encode_text(text)) for text in texts]
 
 
 def _read_agreement(context: RunContext, stage: Stage) -> float | None:

@@ -16,8 +16,8 @@ from accord.config import Config
 from accord.errors import DataError
 from accord.feedback.store import VoteStore
 from accord.loop import fitting, improving, preparing
-from accord.loop.context import RunContext
-from accord.models.loading import compute_source_id
+from accord.loop.context import RunContext, resolve_model
+from accord.models.size import compute_source_id
 from accord.types import compute_content_id, derive_seed
 from accord.workspace import Draft, Workspace, compute_key
 
@@ -61,7 +61,7 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
         stages.append(Stage(kind, number, VERSIONS[kind], section, parents, seed, work))
         return stages[-1].address
 
-    model = {"model": _dump(config.model), "source": compute_source_id(config.model.name)}
+    model = {"model": _dump(config.model), "source": compute_source_id(resolve_model(workspace, config))}
     doctor = add("doctor", 1, preparing.examine_model, model, {})
     reference, policy = doctor, ""
     voted: dict[str, str] = {}

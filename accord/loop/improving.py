@@ -48,9 +48,10 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         context.load_policy("policy", context.parent(stage, "start"))
     else:
         base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+    base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
     job = TrainingJob(
         base=base, policy="policy", prompts=prompts[len(validation) :], validation_prompts=validation,
-        generator=context.sampler(), proxy=proxy, heldout=heldout, critic_from="proxy", config=cfg, seed=stage.seed,
+        generator=context.sampler(), proxy=proxy, heldout=heldout, reference=None, config=cfg, seed=stage.seed,
         progress=context.progress, checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
     )
     result = TRAINERS[cfg.policy.method](job)

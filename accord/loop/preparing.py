@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from accord.config.schema import AnnotatorSection
 from accord.errors import DataError
-from accord.feedback import CONSENSUS, compute_agreement, simulate_votes, split_by_prompt, vote_to_dict
+from accord.feedback.agreement import compute_agreement
+from accord.feedback.consensus import compute_consensus
+from accord.feedback.records import vote_from_dict, vote_to_dict
+from accord.feedback.simulate import simulate_votes
+from accord.feedback.splits import split_by_prompt
 from accord.loop.context import RunContext
-from accord.models import require_healthy, run_doctor
+from accord.models.doctor import require_healthy, run_doctor
 from accord.rewards import find_text_reward
 from accord.starter import load_starter_prompts
 from accord.types import Completion, Preference, Prompt, derive_seed
@@ -191,12 +195,10 @@ def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:
 
 def reach_consensus(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Votes become preferences with uncertainty; agreement and each annotator's skill and side bias are reported."""
-    from accord.feedback import vote_from_dict
-
     votes = [
-        vote_from_dict(row) for name in stage.parents for row in context.parent(stage, name).read_jsonl("votes.jsonl")
+        vote_from_dict(row, stage.address) for name in stage.parents for row in context.parent(stage, name).read_jsonl("votes.jsonl")
     ]
-    preferences, report = CONSENSUS[context.config.feedback.consensus](votes)
+    preferences, report = compute_consensus(votes, context.config.feedback.consensus)
     if not preferences:
         raise DataError("the votes say nothing of any pair", where="feedback.db", mend="import comparisons or rankings")
     draft.write_jsonl("preferences.jsonl", [p.to_dict() for p in preferences])

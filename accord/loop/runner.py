@@ -19,7 +19,7 @@ import torch
 
 from accord.config import Config
 from accord.errors import AccordError, ConfigError
-from accord.feedback import CONSENSUS
+from accord.feedback.consensus import CONSENSUS
 from accord.loop.context import RunContext
 from accord.loop.estimate import Estimate, estimate_stage, measure_machine
 from accord.loop.graph import Stage, build_stages

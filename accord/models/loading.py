@@ -35,7 +35,7 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}", where="model.dtype", mend=f"use {' or '.join(DTYPES)}")
-    source = _find_source(name)
+    source = find_source(name)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
@@ -63,8 +63,12 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
     return Base(model, tokens, name=name, split=split)
 
 
-def _find_source(name: str) -> str:
-    """A folder or hub name that transformers can load."""
+def find_source(name: str) -> str:
+    """A folder or hub name that transformers can load.
+
+    Raises:
+        ModelError: `name` is a path and no such folder exists, or the embedded model is not installed.
+    """
     if name == EMBEDDED_NAME:
         with _quiet():
             return str(find_embedded_model())
