@@ -1,0 +1,68 @@
+"""The built wheel holds all it needs: it is installed elsewhere and works there, away from the checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """stdout of a command that must succeed."""
+    done = subprocess.run(
+        [str(a) for a in arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once from this checkout, with the pinned backend and no network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
+    run(*pip, "--wheel-dir", folder, ROOT, cwd=folder)
+    (path,) = folder.glob("accord-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel alone in a folder; its dependencies come from the environment that runs the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    run(*pip, "--target", folder, wheel, cwd=folder)
+    return folder
+
+
+def accord(installed: Path, *arguments: str | Path, cwd: Path) -> str:
+    """The installed command, which must not see the checkout."""
+    return run(sys.executable, installed / "bin/accord", *arguments, cwd=cwd, PYTHONPATH=str(installed))
+
+
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    kept = subprocess.run(["git", "ls-files", "accord", "examples"], cwd=ROOT, capture_output=True, text=True).stdout
+    wanted = {f"accord/{name}" if name.startswith("examples/") else name for name in kept.splitlines()}
+    assert wanted, "the list of files comes from git"
+    assert wanted - names == set()
+    assert not {name for name in names if name.startswith(("tests/", "docs/", "examples/"))}
+
+
+def test_the_command_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
+    assert accord(installed, "--version", cwd=tmp_path).startswith("accord ")
+    where = run(sys.executable, "-c", "import accord; print(accord.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert where.startswith(str(installed))
+    for example in ("tiny", "demo", "hh_harmless"):
+        accord(installed, "init", example, "--example", example, cwd=tmp_path)
+        assert (tmp_path / example / "accord.toml").is_file()
