@@ -30,6 +30,21 @@ def find_blocks(text: str) -> Iterator[tuple[str, str]]:
             yield token.info.split(" ")[0], token.content
 
 
+def compiles(code: str) -> bool:
+    """Whether code is Python: whole, or an import and the lines of a dictionary, parted by an empty line."""
+
+    def parse(text: str) -> bool:
+        try:
+            ast.parse(text)
+        except SyntaxError:
+            return False
+        return True
+
+    dedented = textwrap.dedent(code)
+    parts = dedented.strip("\n").split("\n\n")
+    return parse(dedented) or all(parse(part) or (part[0] == " " and parse(f"{{{part}}}")) for part in parts)
+
+
 def find_anchors(text: str) -> set[str]:
     """The anchors that a page's headings make: lower case, hyphens for spaces, other signs dropped."""
     tokens = MarkdownIt().parse(text)
@@ -88,7 +103,7 @@ def test_every_page_is_reached_from_the_index() -> None:
 def test_python_in_the_pages_compiles(page: Path) -> None:
     for language, code in find_blocks(page.read_text(encoding="utf-8")):
         if language in ("python", "py"):
-            compile(textwrap.dedent(code), f"a block of {page.name}", "exec")
+            assert compiles(code), code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -148,6 +163,13 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
         "# A: one, two\n[b](b.md) [c](#a-one-two) [d](#a) [e](a.md#x) [f](https://f) `[g](g.md)`"
     )
     assert find_broken_links(tmp_path / "a.md") == ["b.md", "#a", "a.md#x"]
+
+
+def test_python_is_told_from_what_is_none() -> None:
+    assert compiles("x = 1\n\n\ny = 2\n")
+    assert compiles('import a\n\n    "a": a.f,\n')
+    assert not compiles("x = = 1\n")
+    assert not compiles('import a\n\n    "a": = a.f,\n')
 
 
 def test_blocks_are_found() -> None:
