@@ -2,7 +2,8 @@
 
 from accord.models.adapters import LoraSettings
 from accord.models.base import Base
+from accord.models.doctor import CheckResult, require_healthy, run_doctor
 from accord.models.loading import load_base
 from accord.models.tokenizer import ChatTokenizer
 
-__all__ = ["Base", "ChatTokenizer", "LoraSettings", "load_base"]
+__all__ = ["Base", "ChatTokenizer", "CheckResult", "LoraSettings", "load_base", "require_healthy", "run_doctor"]
