@@ -1,6 +1,6 @@
 """The starter prompts: everyday requests written for Accord, 256 to train on and 96 to evaluate on, apart.
 
-Implements reading them from the installed package. Leaves out prompts of a user's own, which the loop reads from a file.
+Implements reading them from the installed package. Leaves out prompts of a user's own, read by the loop.
 """
 
 from __future__ import annotations

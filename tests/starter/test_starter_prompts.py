@@ -1,4 +1,4 @@
-"""The starter prompts are enough, well-formed and varied, and nothing asked in training is asked again in evaluation."""
+"""The starter prompts are enough, well-formed and varied; nothing asked in training is asked again in evaluation."""
 
 from __future__ import annotations
 
