@@ -21,7 +21,7 @@ from rich.markup import escape
 import accord
 from accord.cli.progress import JsonProgress, show_progress
 from accord.cli.project import create_project, find_examples
-from accord.cli.tables import build_plan_table, print_plan
+from accord.cli.tables import build_checks_table, build_plan_table, print_plan
 from accord.cli.words import say_command, say_seconds
 from accord.config import FILE_NAME, Config, load_config
 from accord.errors import AccordError
@@ -248,18 +248,17 @@ def doctor(
 ) -> None:
     """Prove on a model what an optimiser relies on, or refuse it with the reason."""
     with _told_to_machines(as_json):
-        from accord.models import load_base
-        from accord.models.doctor import require_healthy, run_doctor
-
-        findings = run_doctor(load_base(model, dtype=dtype))
         console = Console(highlight=False)
-        for finding in findings:
-            if as_json:
-                JsonProgress().emit("check", **dataclasses.asdict(finding))
-            else:
-                mark = "[green]✓[/]" if finding.passed else "[red]✗[/]"
-                console.print(f"{mark} {escape(finding.name)}  [dim]{escape(finding.detail)}[/]")
-        require_healthy(findings)
+        with _loading(console, quiet=as_json):
+            from accord.models import load_base, require_healthy, run_doctor
+
+            checks = run_doctor(load_base(model, dtype=dtype))
+        if as_json:
+            for check in checks:
+                JsonProgress().emit("check", **dataclasses.asdict(check))
+        else:
+            console.print(build_checks_table(checks))
+        require_healthy(checks)
 
 
 @app.command("import")

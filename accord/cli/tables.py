@@ -1,4 +1,4 @@
-"""The plan and the state of a project as a table that also fits a terminal of 60 columns."""
+"""The plan, the state of a project and the doctor's findings as tables that also fit a terminal of 60 columns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from accord.cli.words import say_bytes, say_count, say_seconds
@@ -27,6 +28,17 @@ class Planned(Protocol):
     def expected_bytes(self) -> int: ...  # noqa: D102
 
 
+class Check(Protocol):
+    """What a row of the doctor shows; `models.CheckResult` is one."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def passed(self) -> bool: ...  # noqa: D102
+    @property
+    def detail(self) -> str: ...  # noqa: D102
+
+
 def build_plan_table(stages: Sequence[Planned]) -> Table:
     """One row a stage: tokens, expected time and memory, done or to do; and the sum of what is to do."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_footer=True)
@@ -44,6 +56,15 @@ def build_plan_table(stages: Sequence[Planned]) -> Table:
         else:
             cost = say_seconds(stage.expected_seconds), say_bytes(stage.expected_bytes)
             table.add_row(stage.name, say_count(stage.tokens) if stage.tokens else "", *cost, "to do")
+    return table
+
+
+def build_checks_table(checks: Sequence[Check]) -> Table:
+    """One row a check of the doctor: passed or not, its name, what it means, what was measured."""
+    table = Table.grid(padding=(0, 1))
+    for check in checks:
+        mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+        table.add_row(mark, check.name, f"[dim]{escape(check.detail)}[/]")
     return table
 
 
