@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from accord.errors import DataError
 
@@ -279,6 +279,7 @@ TextReward = Callable[[Prompt, Completion], float]
 """A score source that needs only text: one prompt and completion -> one number."""
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Anything that generates text with its sampling logprobs, so that another engine can be plugged in."""
 
@@ -295,6 +296,7 @@ class Generator(Protocol):
         ...
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Where long work tells how far it is. The command line draws it; tests collect it."""
 
@@ -315,6 +317,7 @@ class Progress(Protocol):
         ...
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """Where a long stage keeps its state, so that a killed run goes on where it was."""
 
