@@ -3,6 +3,7 @@
 from accord.evaluation.comparison import summarise_rows
 from accord.evaluation.diversity import compute_diversity
 from accord.evaluation.policy import PolicyEvaluation, evaluate_policy
+from accord.evaluation.report import render_report
 from accord.evaluation.reward_card import compute_reward_card
 from accord.evaluation.statistics import (
     Estimate,
@@ -11,6 +12,7 @@ from accord.evaluation.statistics import (
     compute_proportion,
     compute_win_rate,
 )
+from accord.evaluation.summary import summarise_report
 
 __all__ = [
     "Estimate",
@@ -22,5 +24,7 @@ __all__ = [
     "compute_reward_card",
     "compute_win_rate",
     "evaluate_policy",
+    "render_report",
+    "summarise_report",
     "summarise_rows",
 ]

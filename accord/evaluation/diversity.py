@@ -54,7 +54,7 @@ def find_common_phrase(texts: Sequence[str], n: int = PHRASE_WORDS) -> tuple[str
     """
     counts: Counter[Ngram] = Counter()
     for text in texts:
-        counts.update(dict.fromkeys(list_ngrams(split_words(text), n)))
+        counts.update(list(dict.fromkeys(list_ngrams(split_words(text), n))))  # once a completion, in order
     if not counts:
         return None, 0.0
     phrase, count = counts.most_common(1)[0]

@@ -30,19 +30,19 @@ SMALLEST_BOOTSTRAP = 20  # below, the percentile bootstrap is too narrow (it ign
 class Estimate:
     """A value with its 95 % interval.
 
-    n: independent observations. low, high: None where n is too small for an interval. method: bootstrap, t, wilson or
-    none.
+    n: independent observations. low, high: None where n is too small for an interval. interval: how it was computed,
+    one of bootstrap, t, wilson, none.
     """
 
     value: float
     low: float | None
     high: float | None
     n: int
-    method: str
+    interval: str
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"value", "low", "high", "n", "method"}`, as report.json carries it."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "method": self.method}
+        """`{"value", "low", "high", "n", "interval"}`, as report.json carries it."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "interval": self.interval}
 
 
 def compute_mean(values: ArrayLike, *, seed: int) -> Estimate:
