@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from accord.errors import ModelError
+from accord.models.fused import FusedLoraLinear
 from accord.types import derive_seed
 
 PEFT_PREFIX = "base_model.model."
@@ -45,9 +46,9 @@ class AdapterSite:
     targets: tuple[str, ...]
     transposed: bool  # weights are (in, out), as GPT-2's Conv1D keeps them
 
-    def build_config(self, settings: LoraSettings) -> LoraConfig:
+    def build_config(self, settings: LoraSettings, fused: bool = True) -> LoraConfig:
         """The peft configuration of one adapter, as it is saved beside the weights."""
-        return LoraConfig(
+        config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
             target_modules=list(self.targets),
@@ -58,6 +59,9 @@ class AdapterSite:
             fan_in_fan_out=self.transposed,
             task_type="CAUSAL_LM",
         )
+        if fused and not self.transposed:
+            config._register_custom_module({nn.Linear: FusedLoraLinear})
+        return config
 
 
 def find_site(layers_name: str, layers: nn.ModuleList, split: int) -> AdapterSite:
