@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from accord.errors import ModelError
 from accord.models.adapters import LoraSettings
@@ -36,7 +39,7 @@ GAP_LIMITS = {torch.float32: 1.0001}
 LOW_PRECISION_GAP = 1.05
 
 HEAD_LIMITS = {torch.float32: 1e-3}
-"""Largest |difference| of values or scores, as a share of their root mean square; elsewhere `LOW_PRECISION_HEAD`."""
+"""Largest root mean square difference of values or scores, as a share of their own; elsewhere `LOW_PRECISION_HEAD`."""
 LOW_PRECISION_HEAD = 0.1
 
 SPARE = 5
@@ -59,6 +62,14 @@ class CheckResult:
         return f"{self.explanation} [{self.measured:.6g}, limit {self.limit:.6g}]"
 
 
+class Outputs(NamedTuple):
+    """What roles say of a layout: logprobs and values (B, C), scores (B,)."""
+
+    logprobs: Float[Tensor, "B C"]
+    values: Float[Tensor, "B C"]
+    scores: Float[Tensor, " B"]
+
+
 def run_doctor(base: Base) -> list[CheckResult]:
     """Every check on `base`, in a fixed order. Its roles and weights are as before afterwards.
 
@@ -71,14 +82,16 @@ def run_doctor(base: Base) -> list[CheckResult]:
         before = _compute_logits(base, None, layout)
     with _temporary_roles(base):
         with torch.no_grad():
-            results += [check_repeatable(base, layout), check_ratio(base, layout, before)]
+            fresh = _compute_logits(base, POLICY, layout)
+            results += [check_repeatable(fresh, _compute_logits(base, POLICY, layout)), check_ratio(fresh, before)]
         _take_step(base, layout)
         with torch.no_grad():
+            alone = compute_alone(base, rows)
             results += [
                 check_adapter_off(base, layout, before),
                 check_split(base, layout),
-                *check_padding(base, rows),
-                check_cache(base, rows),
+                *check_padding(base, rows, alone),
+                check_cache(base, rows, alone),
                 check_sampler(base, rows),
             ]
     return results
@@ -106,12 +119,12 @@ def check_pad(tokens: ChatTokenizer) -> CheckResult:
         not wrong,
         float(wrong),
         0.0,
-        f"PAD is {tokens.pad_id}, EOS is {tokens.eos_id}: were they one, the end of an answer would be masked as padding",
+        f"PAD is {tokens.pad_id}, EOS is {tokens.eos_id}: were they one, an answer's end would be masked as padding",
     )
 
 
 def check_template(tokens: ChatTokenizer) -> CheckResult:
-    """The template ends an answer with EOS, and prompt + completion ids are exactly the template's own, with one BOS."""
+    """The template ends an answer with EOS; prompt and completion ids are exactly the template's own, with one BOS."""
     name = "chat_template"
     if not tokens.has_template:
         return CheckResult(name, True, 0.0, 0.0, "the model has no chat template: text prompts only")
@@ -140,17 +153,17 @@ def check_template(tokens: ChatTokenizer) -> CheckResult:
     return CheckResult(name, not faults, float(len(faults)), 0.0, "; ".join(faults) or good)
 
 
-def check_repeatable(base: Base, layout: Layout) -> CheckResult:
+def check_repeatable(first: Tensor, second: Tensor) -> CheckResult:
     """The same forward pass twice gives the same bits: dropout is off."""
-    gap = _largest_gap(_compute_logits(base, POLICY, layout), _compute_logits(base, POLICY, layout))
+    gap = _largest_gap(first, second)
     return CheckResult(
         "repeatable", gap == 0.0, gap, 0.0, "the same pass twice gives the same logits: no dropout, no other randomness"
     )
 
 
-def check_ratio(base: Base, layout: Layout, before: Tensor) -> CheckResult:
+def check_ratio(fresh: Tensor, before: Tensor) -> CheckResult:
     """A fresh policy equals the reference bit for bit, so pi / pi_ref = 1 before the first update."""
-    gap = _largest_gap(_compute_logits(base, POLICY, layout), before)
+    gap = _largest_gap(fresh, before)
     return CheckResult(
         "ratio_before_update",
         gap == 0.0,
@@ -181,29 +194,28 @@ def check_split(base: Base, layout: Layout) -> CheckResult:
     return CheckResult("split_equals_unsplit", measured <= limit, measured, limit, base.split_reason)
 
 
-def check_padding(base: Base, rows: Sequence[Row]) -> list[CheckResult]:
-    """Each row alone and unpadded against all rows together, padded on both sides: logprobs, values and scores."""
-    together = lay_out(base, rows, spare=SPARE)
-    ids, mask, last = together.input_ids, together.attention_mask, together.columns
-    logprobs = compute_layout_logprobs(base, POLICY, together)
-    values = base.compute_values(SCORER, ids, mask, last).where(together.completion_mask, 0.0)
-    scores = base.compute_scores(SCORER, ids, mask)
-    lone_logprobs, lone_values = torch.zeros_like(logprobs), torch.zeros_like(values)
-    lone_scores = torch.zeros_like(scores)
-    for i, row in enumerate(rows):
-        alone = lay_out(base, [row])
-        lone_logprobs[i, : alone.columns] = compute_layout_logprobs(base, POLICY, alone)[0]
-        lone_values[i, : alone.columns] = base.compute_values(
-            SCORER, alone.input_ids, alone.attention_mask, alone.columns
-        )[0]
-        lone_scores[i] = base.compute_scores(SCORER, alone.input_ids, alone.attention_mask)[0]
-    gap, gap_limit = (
-        _mean_gap(logprobs, lone_logprobs, together.completion_mask),
-        GAP_LIMITS.get(base.dtype, LOW_PRECISION_GAP),
+def compute_alone(base: Base, rows: Sequence[Row]) -> Outputs:
+    """Each row by itself, without any padding: what every other way of computing is held to."""
+    columns = max(len(row.completion_ids) for row in rows)
+    parts = [_compute_outputs(base, lay_out(base, [row])) for row in rows]
+    logprobs, values = (
+        torch.stack([pad(part[i][0], (0, columns - part[i].shape[1])) for part in parts]) for i in (0, 1)
     )
+    return Outputs(logprobs, values, torch.cat([part.scores for part in parts]))
+
+
+def check_padding(base: Base, rows: Sequence[Row], alone: Outputs) -> list[CheckResult]:
+    """All rows together, padded on both sides, against each row alone: logprobs, values and scores."""
+    layout = lay_out(base, rows, spare=SPARE)
+    together = _compute_outputs(base, layout)
+    columns = alone.logprobs.shape[1]
+    mask = layout.completion_mask[:, :columns]
+    gap = _mean_gap(together.logprobs[:, :columns], alone.logprobs, mask)
+    value_gap = _relative_gap(together.values[:, :columns][mask], alone.values[mask])
+    score_gap = _relative_gap(together.scores, alone.scores)
+    gap_limit = GAP_LIMITS.get(base.dtype, LOW_PRECISION_GAP)
     head_limit = HEAD_LIMITS.get(base.dtype, LOW_PRECISION_HEAD)
     meaning = "padding and batch neighbours change nothing"
-    value_gap, score_gap = _relative_gap(values, lone_values), _relative_gap(scores, lone_scores)
     return [
         CheckResult("padding_logprobs", gap <= gap_limit, gap, gap_limit, f"{meaning} in the logprobs"),
         CheckResult(
@@ -215,14 +227,11 @@ def check_padding(base: Base, rows: Sequence[Row]) -> list[CheckResult]:
     ]
 
 
-def check_cache(base: Base, rows: Sequence[Row]) -> CheckResult:
+def check_cache(base: Base, rows: Sequence[Row], alone: Outputs) -> CheckResult:
     """Decoding given completions with a key-value cache against recomputing each row alone."""
     limit = GAP_LIMITS.get(base.dtype, LOW_PRECISION_GAP)
     _, cached = decode_cached(base, POLICY, rows, sample=False)
-    recomputed = torch.zeros_like(cached)
-    for i, row in enumerate(rows):
-        recomputed[i, : len(row.completion_ids)] = compute_layout_logprobs(base, POLICY, lay_out(base, [row]))[0]
-    measured = _mean_gap(cached, recomputed, lay_out(base, rows).completion_mask)
+    measured = _mean_gap(cached, alone.logprobs, lay_out(base, rows).completion_mask)
     return CheckResult(
         "cached_decoding",
         measured <= limit,
@@ -233,7 +242,7 @@ def check_cache(base: Base, rows: Sequence[Row]) -> CheckResult:
 
 
 def check_sampler(base: Base, rows: Sequence[Row]) -> CheckResult:
-    """Tokens sampled with a cache, their logprobs taken while sampling, against the trainer's full pass from the trunk."""
+    """Logprobs taken while sampling with a cache against the trainer's full pass over those tokens from the trunk."""
     limit = GAP_LIMITS.get(base.dtype, LOW_PRECISION_GAP)
     sampled, logprobs = decode_cached(base, POLICY, rows, sample=True)
     layout = lay_out(base, sampled)
@@ -262,13 +271,22 @@ def _temporary_roles(base: Base) -> Iterator[None]:
 
 
 def _take_step(base: Base, layout: Layout) -> None:
-    """One step of Adam on the policy's adapter towards the layout's completions; large enough to be seen in bfloat16."""
+    """One step of Adam on the policy's adapter towards the layout's completions, large enough to show in bfloat16."""
     with torch.enable_grad():
         loss = -compute_layout_logprobs(base, POLICY, layout).sum() / layout.completion_mask.sum()
         loss.backward()
     optimizer = torch.optim.Adam(base.parameters(POLICY).values(), lr=1e-2)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _compute_outputs(base: Base, layout: Layout) -> Outputs:
+    ids, mask = layout.input_ids, layout.attention_mask
+    return Outputs(
+        compute_layout_logprobs(base, POLICY, layout),
+        base.compute_values(SCORER, ids, mask, layout.columns),
+        base.compute_scores(SCORER, ids, mask),
+    )
 
 
 def _compute_logits(base: Base, role: str | None, layout: Layout) -> Tensor:
@@ -286,5 +304,5 @@ def _mean_gap(a: Tensor, b: Tensor, mask: Tensor) -> float:
 
 
 def _relative_gap(a: Tensor, b: Tensor) -> float:
-    """Largest |a - b| as a share of the root mean square of b."""
-    return float((a - b).abs().max() / b.square().mean().sqrt())
+    """Root mean square of a - b as a share of that of b."""
+    return float(((a - b).square().mean() / b.square().mean()).sqrt())

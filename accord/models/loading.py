@@ -35,12 +35,16 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}", where="model.dtype", mend=f"use {' or '.join(DTYPES)}")
-    source = find_source(name)
+    source, place = find_source(name), _choose_device(device)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+                source,
+                dtype=DTYPES[dtype],
+                attn_implementation=_choose_attention(dtype, place),
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -59,7 +63,7 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
         vocabulary=model.get_output_embeddings().weight.shape[0],
         where=f"model {name!r}",
     )
-    model.to(_choose_device(device))
+    model.to(place)
     return Base(model, tokens, name=name, split=split)
 
 
@@ -95,6 +99,15 @@ def _choose_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("there is no CUDA device", where="compute.device", mend="use cpu or auto")
     return torch.device(device)
+
+
+def _choose_attention(dtype: str, device: torch.device) -> str | None:
+    """The model's default, except in bfloat16 on a CPU: eager attention, as fast there, and its softmax is float32.
+
+    The fused CPU kernel rounds probabilities to bfloat16 and works in blocks that depend on the batch's shape. On
+    SmolLM2 that alone moved a token's logprob by 0.05 nats between sampling and training.
+    """
+    return "eager" if dtype == "bfloat16" and device.type == "cpu" else None
 
 
 def _mend(source: str) -> str:

@@ -21,15 +21,8 @@ from accord.types import Completion, Prompt
 
 TEXTS = (
     ("Name a colour.", "Green, like moss after rain."),
-    (
-        "What do bees make, and how do they keep it through the winter?",
-        "Honey, in wax cells that they close with a lid.",
-    ),
+    ("What do bees make, and how do they keep it through the winter?", "Honey, in wax cells."),
     ("Hi!", "Hello."),
-    (
-        "Write one sentence about a river that forgets where the sea is.",
-        "It asked every stone, and the stones were kind.",
-    ),
 )
 """Prompts and completions of different lengths."""
 
