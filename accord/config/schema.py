@@ -182,6 +182,8 @@ class PpoSection(Section):
     def _divides(self) -> PpoSection:
         if self.prompts_per_update % self.minibatches:
             raise ValueError("prompts_per_update must be a multiple of minibatches")
+        if self.kl_controller == "adaptive" and self.kl_horizon <= 0.2 * self.prompts_per_update:
+            raise ValueError("kl_horizon must be above a fifth of prompts_per_update, or kl_coef could turn negative")
         return self
 
 
