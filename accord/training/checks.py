@@ -47,8 +47,8 @@ def check_tokens(tokens: ChatTokenizer) -> None:
 def check_rollout(rollout: Rollout, tokens: ChatTokenizer) -> None:
     """The masks mean what they say: the score lands on a sampled token, never on padding; truncated is not finished.
 
-    Completion masks are prefixes with at least one token and cover no PAD; EOS stands on the last token of the finished
-    ones and nowhere else; prompt masks are suffixes.
+    Completion masks are prefixes with at least one token; EOS stands on the last token of the finished ones and nowhere
+    else; prompt masks are suffixes. (A policy may well *sample* the PAD token: masks say what is padding, not ids.)
     """
     mask, ids = rollout.completion_mask, rollout.completion_ids
     lengths = mask.sum(1)
@@ -59,8 +59,6 @@ def check_rollout(rollout: Rollout, tokens: ChatTokenizer) -> None:
         problem = "a completion's mask has a hole or starts late"
     elif bool((rollout.prompt_mask[:, :-1] & ~rollout.prompt_mask[:, 1:]).any()):
         problem = "a prompt is not padded on the left"
-    elif bool((mask & (ids == tokens.pad_id)).any()):
-        problem = "the completion mask covers a padding token"
     else:
         eos = mask & (ids == tokens.eos_id)
         last = torch.zeros_like(mask).scatter_(1, (lengths - 1)[:, None], True)
@@ -130,13 +128,13 @@ def check_kl(kl: Float[Tensor, " B"], *, budget_nats: float, where: str) -> None
         )
     if mean > KL_EXPLOSION * budget_nats:
         raise TrainingError(
-            f"KL(policy || reference) is {mean:.1f} nats a sequence, over {KL_EXPLOSION:.0f} times the {budget_nats} allowed",
+            f"KL(policy || reference) is {mean:.1f} nats a sequence, over {KL_EXPLOSION:.0f} times the budget",
             where=where,
             mend="lower ppo.learning_rate or raise ppo.kl_coef",
         )
 
 
-def check_history(history: Sequence[Mapping[str, float]], updates: int) -> None:
+def check_history(history: Sequence[Mapping[str, float | int]], updates: int) -> None:
     """Over the updates so far: the scores tell completions apart, and the policy still explores.
 
     Raises TrainingError where every score of the first `DEAD_REWARD_UPDATES` updates (or of a shorter run) was the same
@@ -160,7 +158,7 @@ def check_history(history: Sequence[Mapping[str, float]], updates: int) -> None:
         )
 
 
-def find_warnings(row: Mapping[str, float]) -> dict[str, str]:
+def find_warnings(row: Mapping[str, float | int]) -> dict[str, str]:
     """What a person should look at but need not stop for, as `{"warning": ...}`; nothing where all is well.
 
     That no completion finishes is no error: a small model under a small `max_new_tokens` may learn all the same.

@@ -47,7 +47,7 @@ def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
         store.best.consider(first, judge)
         store.begin(sequences, first)
 
-    def judge_epoch(row: Mapping[str, float]) -> MetricRow:
+    def judge_epoch(row: Mapping[str, float | int]) -> MetricRow:
         found = judge.evaluate(f"rejection sampling, epoch {row['update']}")
         store.best.consider({**row, **found}, judge)
         return found

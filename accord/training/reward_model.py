@@ -19,7 +19,7 @@ from torch import Tensor
 from accord.config.schema import RewardModelSection
 from accord.errors import DataError, TrainingError
 from accord.functional import compute_warmup_cosine
-from accord.losses import PREFERENCE_OBJECTIVES, PreferenceObjective, combine_metrics
+from accord.losses import PREFERENCE_OBJECTIVES, combine_metrics
 from accord.models import Base
 from accord.training.checks import check_finite, check_tokens
 from accord.training.job import MetricRow
@@ -150,7 +150,7 @@ def train_reward_model(
             if state.step % CHECKPOINT_STEPS == 0:
                 state.save(base, role, optimizer, checkpoint)
             progress.advance()
-        metrics = {**merge_means(state.steps), **_validate(base, role, unseen, cfg, objective)}
+        metrics = {**merge_means(state.steps), **_validate(base, role, unseen, cfg)}
         state.finish_epoch(metrics, base, role)
         state.save(base, role, optimizer, checkpoint)
         progress.log(state.history[-1])
@@ -280,10 +280,9 @@ def _iterate_scores(
 
 
 @torch.no_grad()
-def _validate(
-    base: Base, role: str, pairs: Sequence[TokenPair], cfg: RewardModelSection, objective: PreferenceObjective
-) -> MetricRow:
+def _validate(base: Base, role: str, pairs: Sequence[TokenPair], cfg: RewardModelSection) -> MetricRow:
     """`validation_` metrics of the role as it is now, over all validation pairs."""
+    objective = PREFERENCE_OBJECTIVES[cfg.objective]
     parts = []
     for labels, score_a, score_b, denominator in _iterate_scores(base, role, pairs, cfg):
         loss = objective(score_a, score_b, **labels._asdict(), denominator=denominator)

@@ -82,7 +82,7 @@ class Best:
     score: float | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def consider(self, row: Mapping[str, float], judge: Judge) -> None:
+    def consider(self, row: Mapping[str, float | int], judge: Judge) -> None:
         """Keep the policy as it is now if it has the highest held-out score of those within the KL budget.
 
         The first one considered (before any update) is kept whatever its KL, so that there always is one.

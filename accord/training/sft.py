@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,6 +35,7 @@ MICRO_BATCH_SIZE = 8
 WARMUP_FRACTION = 0.05
 
 
+@runtime_checkable
 class SftSettings(Protocol):
     """What supervised fine-tuning needs of a config section: [sft] and [rejection_sampling] both have it."""
 
@@ -128,10 +129,11 @@ def fit_sequences(
     return SftResult(history)
 
 
+@runtime_checkable
 class EpochHook(Protocol):
     """Called after each epoch with its row; returns more metrics for it."""
 
-    def __call__(self, row: Mapping[str, float]) -> Mapping[str, float]:
+    def __call__(self, row: Mapping[str, float | int]) -> Mapping[str, float | int]:
         """More metrics."""
         ...
 

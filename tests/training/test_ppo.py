@@ -1,0 +1,205 @@
+"""The PPO loop on tiny models: it learns, its identities hold, it resumes bit for bit, and it keeps the best policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from accord.config.schema import PpoSection, SampleSection
+from accord.errors import TrainingError
+from accord.models import Base, LoraSettings
+from accord.rollout import Sampler
+from accord.training import TrainingResult, train_ppo
+from accord.training.experience import take_prompts
+from accord.types import Prompt, Rollout
+from tests.training.fakes import CollectingProgress, Killed, MemoryCheckpoint, build_digit_base
+
+PROMPTS = [Prompt(text=t) for t in ("0", "12", "301", "2203", "11", "30", "213", "0321")]
+VALIDATION = [Prompt(text=t) for t in ("3", "02", "131", "3110")]
+SMALL = PpoSection(
+    updates=3, prompts_per_update=8, epochs=2, minibatches=2, micro_batch_size=2, learning_rate=3e-3,
+    critic_learning_rate=3e-3, evaluate_every=2, checkpoint_every=1,
+)  # fmt: skip
+LORA = LoraSettings(4, 8)
+
+
+def count_threes(rollout: Rollout) -> torch.Tensor:
+    """The share of 3s among the sampled digits: a reward that a policy can learn without finishing."""
+    hits = (rollout.completion_ids == 3) & rollout.completion_mask
+    return hits.sum(1).float() / rollout.completion_mask.sum(1)
+
+
+def build(split: int = 1, lora: LoraSettings | None = LORA, seed: int = 0) -> Base:
+    base = build_digit_base(4, eos=True, split=0 if lora is None else split, seed=seed)
+    base.add_policy("policy", lora=lora, seed=1)
+    base.add_scorer("critic", lora=LORA, seed=2)
+    return base
+
+
+def train(base: Base, cfg: PpoSection = SMALL, **changes: Any) -> TrainingResult:
+    options: dict[str, Any] = {
+        "sample": SampleSection(max_new_tokens=6), "max_kl_nats": 50.0, "seed": 7, "progress": CollectingProgress(),
+        "checkpoint": MemoryCheckpoint(), "validation_prompts": VALIDATION,
+    }  # fmt: skip
+    reward = changes.pop("reward", count_threes)
+    generator = changes.pop("generator", Sampler(base, batch_size=8))
+    return train_ppo(base, PROMPTS, generator, reward, cfg, **{**options, **changes})
+
+
+@pytest.mark.parametrize(("split", "lora"), [(0, LORA), (1, LORA), (0, None)], ids=["unsplit", "split", "full"])
+def test_it_learns_a_toy(split: int, lora: LoraSettings | None) -> None:
+    cfg = SMALL.model_copy(
+        update={"updates": 12, "prompts_per_update": 32, "micro_batch_size": 16, "kl_coef": 0.01, "learning_rate": 1e-2}
+    )
+    progress = CollectingProgress()
+    result = train(build(split, lora), cfg, progress=progress)
+    rows = result.history
+    assert rows[-1]["score"] > rows[1]["score"] + 0.3
+    assert rows[-1]["heldout_score"] > rows[0]["heldout_score"] + 0.3
+    assert result.best_update > 0
+    assert result.stopped is None
+    assert [row["update"] for row in rows] == list(range(13))
+    assert not any("seconds" in name for row in rows for name in row), "a history has no clock"
+    assert any("optimise_seconds" in row for row in progress.rows)
+
+
+def test_at_learning_rate_zero_nothing_moves() -> None:
+    base = build()
+    before = base.state("policy")
+    result = train(base, SMALL.model_copy(update={"learning_rate": 0.0, "critic_learning_rate": 0.0}))
+    for row in result.history[1:]:
+        assert abs(row["kl_nats"]) < 1e-4
+        assert abs(row["approx_kl_nats"]) < 1e-6
+        assert row["ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert row["clip_fraction"] == 0.0
+        assert row["sampler_gap"] == pytest.approx(1.0, abs=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in base.state("policy").items())
+
+
+def test_the_first_pass_is_reinforce() -> None:
+    """One step: ratio 1, nothing clipped, and the weights go where the plain policy gradient takes them."""
+    one_step = SMALL.model_copy(update={"updates": 1, "epochs": 1, "minibatches": 1})
+    states = {}
+    for objective in ("ppo_clip", "reinforce"):
+        base = build()
+        row = train(base, one_step.model_copy(update={"objective": objective}), validation_prompts=()).history[-1]
+        assert row["ratio_max"] == pytest.approx(1.0, abs=1e-4)
+        assert row["clip_fraction"] == 0.0
+        assert abs(row["approx_kl_nats"]) < 1e-6
+        states[objective] = base.state("policy")
+    for name, value in states["ppo_clip"].items():
+        torch.testing.assert_close(value, states["reinforce"][name], atol=2e-5, rtol=1e-4)
+
+
+def test_micro_batches_change_nothing() -> None:
+    results, weights = [], []
+    for size in (1, 3, 8):
+        base = build()
+        cfg = SMALL.model_copy(update={"updates": 1, "epochs": 1, "micro_batch_size": size, "ent_coef": 0.01})
+        results.append(train(base, cfg).history[-1])
+        weights.append(base.state("critic"))
+    for other, state in zip(results[1:], weights[1:]):
+        assert other == pytest.approx(results[0], rel=1e-3, abs=1e-5)
+        for name, value in state.items():
+            torch.testing.assert_close(value, weights[0][name], atol=2e-4, rtol=1e-3)
+
+
+def test_a_killed_run_ends_with_the_same_bits() -> None:
+    base = build()
+    whole = train(base)
+    for kill in range(1, SMALL.updates + 1):
+        checkpoint = MemoryCheckpoint(kill_after_saves=kill)
+        with pytest.raises(Killed):
+            train(build(), checkpoint=checkpoint)
+        again = build()
+        resumed = train(again, checkpoint=checkpoint)
+        assert resumed == whole
+        for role in ("policy", "critic"):
+            wanted = base.state(role)
+            assert all(torch.equal(value, wanted[name]) for name, value in again.state(role).items())
+
+
+def test_another_reference_is_refused_on_resume() -> None:
+    checkpoint = MemoryCheckpoint(kill_after_saves=1)
+    with pytest.raises(Killed):
+        train(build(), checkpoint=checkpoint)
+    with pytest.raises(TrainingError, match="reference's hash"):
+        train(build(seed=5), checkpoint=checkpoint)
+
+
+def test_the_best_policy_is_kept() -> None:
+    """The judge likes the policy after update 2 of 3, whatever it does: those weights come back, not the last."""
+    base = build()
+    calls = []
+
+    def judge(rollout: Rollout) -> torch.Tensor:
+        calls.append(base.state("policy"))
+        return torch.full((len(rollout),), {3: 5.0}.get(len(calls), 0.0))
+
+    cfg = SMALL.model_copy(update={"evaluate_every": 1})
+    result = train(base, cfg, heldout=judge)
+    assert result.best_update == 2
+    assert all(torch.equal(value, calls[2][name]) for name, value in base.state("policy").items())
+    assert any(not torch.equal(value, calls[3][name]) for name, value in base.state("policy").items())
+
+
+def test_a_policy_beyond_the_budget_is_never_the_best() -> None:
+    base = build()
+    before = base.state("policy")
+    scores = iter((0.0, 1.0))
+    result = train(
+        base,
+        SMALL.model_copy(update={"updates": 1, "learning_rate": 2e-2}),
+        heldout=lambda rollout: torch.full((len(rollout),), next(scores)),
+        validation_prompts=PROMPTS * 4,
+        max_kl_nats=0.01,
+    )
+    assert result.history[1]["heldout_kl_nats"] > 0.01
+    assert result.best_update == 0
+    assert all(torch.equal(value, before[name]) for name, value in base.state("policy").items())
+
+
+def test_it_ends_in_peace_beyond_two_budgets() -> None:
+    base = build()
+    cfg = SMALL.model_copy(update={"updates": 12, "kl_controller": "fixed", "kl_coef": 0.0, "learning_rate": 1e-2})
+    result = train(base, cfg, max_kl_nats=0.25)
+    assert result.stopped is not None
+    assert result.history[-1]["kl_nats"] > 0.5
+    assert len(result.history) < 13
+
+
+def test_the_adaptive_controller_steers_beta_by_the_kl_of_a_sequence() -> None:
+    """Ziegler et al.: at KL 0 and beyond the clip, beta shrinks by 0.2 n / horizon an update; fixed stays."""
+    cfg = SMALL.model_copy(update={"updates": 2, "learning_rate": 0.0, "kl_horizon": 100, "kl_coef": 0.1})
+    adaptive = train(build(), cfg).history
+    assert adaptive[2]["kl_coef"] == pytest.approx(0.1 * (1 - 0.2 * 8 / 100))
+    fixed = train(build(), cfg.model_copy(update={"kl_controller": "fixed"})).history
+    assert [row["kl_coef"] for row in fixed[1:]] == [0.1, 0.1]
+
+
+def test_kl_is_measured_from_the_given_reference() -> None:
+    """With another policy as the reference (as after SFT), its own copy starts at KL 0, and the bare base would not."""
+    base = build()
+    train(base)
+    base.add_policy("reference", lora=LORA, seed=1)
+    base.load_state("reference", base.state("policy"))
+    still = SMALL.model_copy(update={"updates": 1, "learning_rate": 0.0, "critic_learning_rate": 0.0})
+    assert abs(train(base, still, reference="reference").history[-1]["kl_nats"]) < 1e-4
+    assert train(base, still).history[-1]["kl_nats"] > 0.05
+
+
+def test_the_reward_is_the_score_less_penalty_and_kl() -> None:
+    """Summed over tokens, on the first rollout (KL 0): the mean score less the penalty of the unfinished."""
+    row = train(build(), SMALL.model_copy(update={"updates": 1, "missing_eos_penalty": 0.5})).history[-1]
+    assert 0.0 < row["finished_share"] < 1.0
+    assert row["reward"] == pytest.approx(row["score"] - 0.5 * (1.0 - row["finished_share"]), abs=1e-5)
+
+
+def test_prompts_come_once_a_pass_in_an_order_of_its_own() -> None:
+    stream = take_prompts(PROMPTS, 0, 24, seed=3)
+    for start in (0, 8, 16):
+        assert {p.id for p in stream[start : start + 8]} == {p.id for p in PROMPTS}
+    assert stream[:8] != stream[8:16]
+    assert take_prompts(PROMPTS, 5, 9, seed=3) == stream[5:14], "the cursor is one number"
