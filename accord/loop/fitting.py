@@ -108,6 +108,5 @@ def _normalize(context: RunContext, stage: Stage, role: str) -> float:
 
 
 def _read_agreement(context: RunContext, stage: Stage) -> float | None:
-    agreement = context.parent(stage, "preferences").read_json("consensus.json")["agreement"]
-    value: float | None = agreement["pairwise"]
-    return value
+    pairwise = context.parent(stage, "preferences").read_json("consensus.json")["agreement"]["pairwise"]
+    return float(pairwise["estimate"]) if pairwise else None

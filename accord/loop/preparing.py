@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from accord.config.schema import AnnotatorSection
 from accord.errors import DataError
@@ -93,12 +93,12 @@ def read_prompt_file(path: Path) -> list[Prompt]:
 def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Training and evaluation prompts, apart: none is on both sides, none is longer than the limit."""
     section = context.config.prompts
-    train = _read_prompts(context, stage, section.train)
+    train = _read_prompts(context, stage, "train")
     if section.evaluation == "split":
         chosen = split_by_prompt([p.id for p in train], section.evaluation_fraction, seed=stage.seed, label="evaluation")
         evaluation = [p for p in train if p.id in chosen]
     else:
-        evaluation = _read_prompts(context, stage, section.evaluation)
+        evaluation = _read_prompts(context, stage, "evaluation")
     apart = {p.id for p in evaluation}
     train = [p for p in dict.fromkeys(train) if p.id not in apart]
     evaluation = list(dict.fromkeys(evaluation))
@@ -114,9 +114,10 @@ def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
         draft.summary[name] = len(kept)
 
 
-def _read_prompts(context: RunContext, stage: Stage, source: str) -> list[Prompt]:
+def _read_prompts(context: RunContext, stage: Stage, part: Literal["train", "evaluation"]) -> list[Prompt]:
+    source: str = getattr(context.config.prompts, part)
     if source == "starter":
-        return load_starter_prompts("train" if context.config.prompts.train == source else "evaluation")
+        return load_starter_prompts(part)
     if source == "votes":
         rows = context.parent(stage, "votes").read_jsonl("votes.jsonl")
         return list(dict.fromkeys(Prompt.from_dict(row["prompt"]) for row in rows))
@@ -202,7 +203,7 @@ def reach_consensus(context: RunContext, stage: Stage, draft: Draft) -> None:
     if not preferences:
         raise DataError("the votes say nothing of any pair", where="feedback.db", mend="import comparisons or rankings")
     draft.write_jsonl("preferences.jsonl", [p.to_dict() for p in preferences])
-    draft.write_json("consensus.json", {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed)})
+    draft.write_json("consensus.json", {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed).to_dict()})
     draft.summary["preferences"] = len(preferences)
     draft.summary["votes"] = len(votes)
 
