@@ -1,7 +1,7 @@
 """The report's plots as plain plotly figures (data and layout), with a sentence each for those who cannot see them.
 
-Implements which series go where, from a report dictionary. A colour is the name of a CSS variable ("--c1"): the page fills
-in the reader's theme. Leaves out drawing, which plotly's own JavaScript does in the page.
+Implements which series go where, from a report dictionary. A colour is the name of a CSS variable ("--c1"): the page
+fills in the reader's theme. Leaves out drawing, which plotly's own JavaScript does in the page.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ Trace = dict[str, Any]
 
 # title, y axis, series as (history key, name, colour), whether it takes the whole width
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
-    ("Score: what was optimised, and what only judges", "score (reference: mean 0, deviation 1)",
+    ("Score: what was optimised, and what only judges", "score",
      (("score", "proxy score", "--c1"), ("heldout_score", "held-out score", "--c2")), True),
     ("Distance from the reference", "nats a sequence", (("kl_nats", "KL(policy || reference)", "--c3"),), False),
     ("Strength of the KL penalty", "kl_coef", (("kl_coef", "kl_coef", "--c4"),), False),
     ("Entropy", "nats a token", (("entropy", "entropy", "--c5"),), False),
-    ("Share of clipped tokens", "share", (("clip_fraction", "policy", "--c1"), ("value_clip_fraction", "value", "--c2")), False),
+    ("Share of clipped tokens", "share",
+     (("clip_fraction", "policy", "--c1"), ("value_clip_fraction", "value", "--c2")), False),
     ("Policy loss", "loss", (("policy_loss", "policy loss", "--c3"),), False),
     ("Value loss", "loss", (("value_loss", "value loss", "--c4"),), False),
     ("Length", "tokens", (("length_tokens", "length", "--c5"),), False),
@@ -33,7 +34,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One plot: an anchor, its title, a sentence that tells what it shows, plotly's data and layout, and whether it is wide."""
+    """One plot: an anchor, its title, a sentence that tells what it shows, plotly's data and layout."""
 
     id: str
     title: str
@@ -88,12 +89,18 @@ def build_reward_figures(report: Report) -> list[Figure]:
             continue
         layout = _layout(axis, "accuracy", legend=True) | {"barmode": "group"}
         layout["yaxis"] |= {"range": [0, 1.02], "tickformat": ".0%"}
-        layout["xaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": _order(cards, key)}
+        layout["xaxis"] |= {
+            "type": "category",
+            "showgrid": False,
+            "categoryorder": "array",
+            "categoryarray": _order(cards, key),
+        }
         agreement = cards[0][2].get("annotator_agreement")
         if agreement is not None:
-            _add_level(layout, float(agreement), "annotators agree")
+            _add_level(layout, float(agreement), "")
+            bars.append(_name_level(f"annotators agree ({agreement:.0%})"))
         alt = f"{title}. " + " ".join(f"{name}: {_tell_bins(card[key])}." for name, _, card in cards if card.get(key))
-        figures.append(Figure(key.replace("_", "-"), title, alt, bars, layout))
+        figures.append(Figure(key.replace("_", "-"), title, alt, bars, layout, wide=key == "accuracy_by_length"))
     return figures
 
 
@@ -186,8 +193,8 @@ def _layout(x: str, y: str, *, legend: bool) -> dict[str, Any]:
     """A quiet frame: thin grid, transparent ground, the legend above."""
     axis = {"gridcolor": "--grid", "zerolinecolor": "--grid", "linecolor": "--grid", "automargin": True}
     return {
-        "xaxis": axis | {"title": {"text": x, "standoff": 8}},
-        "yaxis": axis | {"title": {"text": y, "standoff": 8}},
+        "xaxis": axis | {"title": {"text": x, "standoff": 8, "font": {"size": 13}}},
+        "yaxis": axis | {"title": {"text": y, "standoff": 8, "font": {"size": 13}}},
         "margin": {"l": 56, "r": 16, "t": 34 if legend else 22, "b": 48},
         "height": 280,
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -210,6 +217,12 @@ def _mark_best(update: int | None) -> tuple[list[Trace], list[Trace]]:
     text = {"x": update, "y": 1, "xref": "x", "yref": "paper", "text": "kept", "showarrow": False, "yanchor": "bottom",
             "font": {"size": 11, "color": "--muted"}}  # fmt: skip
     return [line], [text]
+
+
+def _name_level(name: str) -> Trace:
+    """The legend's entry for a dashed line."""
+    line = {"color": "--bad", "dash": "dash", "width": 1.5}
+    return {"x": [None], "y": [None], "mode": "lines", "name": name, "line": line}
 
 
 def _add_level(layout: dict[str, Any], level: float, name: str) -> None:

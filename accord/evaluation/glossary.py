@@ -1,7 +1,7 @@
-"""What every number of report.json means, one sentence a key. The page prints it; docs/report.md repeats it; tests hold both to it.
+"""What every number of report.json means, one sentence a key; the page and docs/report.md print it.
 
-A key means the same wherever it stands. Leaves out keys that are data themselves (a stage's name, a parent's role): `OPEN_KEYS`
-names the mappings that hold such keys.
+A key means the same wherever it stands, and a test fails on one that is not here. Leaves out keys that are data
+themselves (a stage's name, a parent's role): `OPEN_KEYS` names the mappings that hold such keys.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ GLOSSARY: dict[str, str] = {
     "model": "The base model that every role stands on.",
     "feedback": "The votes that shaped this round, and who cast them.",
     "reward_model": "Report card of the proxy: the reward model that the policy was optimised against.",
-    "heldout_reward_model": "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees.",
+    "heldout_reward_model": (
+        "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees. "
+        "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees."
+    ),
     "policy": "The model being trained: how its training went, or what it answered.",
     "evaluation": "Policy, reference and best-of-n on prompts nobody trained on, sampled with the same seeds.",
     "lineage": "Every artifact that this result descends from, back to the votes.",
@@ -30,19 +33,34 @@ GLOSSARY: dict[str, str] = {
     "value": "The estimate itself.",
     "low": "Lower end: of the 95 % interval of an estimate, or of a bin (empty: open).",
     "high": "Upper end: of the 95 % interval of an estimate, or of a bin (empty: open).",
-    "n": "How many independent observations an estimate rests on (prompts, where a prompt has several), or pairs in a bin.",
-    "interval": "How the interval was computed: bootstrap (percentile, 2000 resamples), t (Student's, below 20 values), "
-    "wilson (for shares), none (a single value).",
+    "n": (
+        "How many independent observations an estimate rests on (prompts, where a prompt has several), or pairs "
+        "in a bin."
+    ),
+    "interval": (
+        "How the interval was computed: bootstrap (percentile, 2000 resamples), t (Student's, below 20 values), "
+        "wilson (for shares), none (a single value)."
+    ),
     # Feedback
     "votes": "Judgements cast: in all, or by one annotator. A change of mind is a new vote.",
     "simulated": "True where votes come from simulated annotators, not from people.",
     "consensus": "How several votes on a pair became one probability: fraction, dawid_skene or bradley_terry.",
-    "annotators": "Who voted.",
-    "skill": "How well an annotator's votes follow the consensus; the higher the better, 0 is a coin toss (fraction: not given).",
-    "side_bias": "How much an annotator leans to the first answer whatever it says; above 0: the first, below 0: the second.",
+    "annotators": "Who voted; under agreement, how many.",
+    "skill": (
+        "How well an annotator's votes follow the consensus; the higher the better, 0 is a coin toss (fraction: "
+        "not given)."
+    ),
+    "side_bias": (
+        "How much an annotator leans to the first answer whatever it says; above 0: the first, below 0: the second."
+    ),
     "agreement": "How far annotators agree with each other.",
     "pairwise": "Share of pairs of votes on the same question that agree.",
-    "krippendorff_alpha": "Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 worse than chance.",
+    "alpha": "Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 worse than chance.",
+    "estimate": "Of agreement: the value between low and high.",
+    "level": (
+        "How alpha measures distance between votes: nominal (same or not) for comparisons, interval for ratings."
+    ),
+    "items": "Questions with votes of at least two annotators.",
     # Reward models
     "train_pairs": "Pairs that the reward model was fitted on.",
     "validation_pairs": "Pairs that decided when fitting stopped; none of their prompts was fitted on.",
@@ -53,18 +71,36 @@ GLOSSARY: dict[str, str] = {
     "prompts": "Different prompts: of the evaluation, or behind a report card.",
     "annotator_agreement": "How often two annotators agree on a pair: the ceiling to read accuracy against.",
     "accuracy": "How often the reward model prefers the answer that people prefer; equal scores are half right.",
-    "length_accuracy": "Accuracy of always calling the longer answer better: what a reward model must beat. It may not look "
-    "at the labels to choose longer or shorter; below one half means that people preferred short answers.",
+    "length_accuracy": (
+        "Accuracy of always calling the longer answer better: what a reward model must beat. It may not look at "
+        "the labels to choose longer or shorter; below one half means that people preferred short answers."
+    ),
     "accuracy_minus_length": "By how much the reward model beats the longer-is-better rule, on the same pairs.",
-    "margin_length_correlation": "Correlation of the score difference with the length difference: near 1, the score is "
-    "little more than length.",
-    "accuracy_by_margin": "Accuracy where the two scores differ by so much (in logits): it should rise with the margin.",
-    "accuracy_by_length": "Accuracy where the preferred answer is longer (above 0) or shorter (below 0) by so many tokens: "
-    "a model that leans on length fails on the left.",
-    "log_loss_nats": "Mean log loss against the votes' probabilities; a coin toss has 0.693, the least possible is label_entropy_nats.",
-    "label_entropy_nats": "Entropy of the votes' probabilities themselves: the least log loss that any model can have.",
-    "brier": "Mean squared difference of predicted and voted probability; 0 is perfect, a coin toss has at most 0.25.",
-    "calibration_error": "Expected calibration error: the mean gap of confidence and frequency over ten bins of confidence.",
+    "margin_length_correlation": (
+        "Correlation of the score difference with the length difference: near 1, the score is little more than length."
+    ),
+    "accuracy_by_margin": (
+        "Accuracy where the two scores differ by so much (in logits): it should rise with the margin. Accuracy "
+        "where the two scores differ by so much (in logits): it should rise with the margin."
+    ),
+    "accuracy_by_length": (
+        "Accuracy where the preferred answer is longer (above 0) or shorter (below 0) by so many tokens: a "
+        "model that leans on length fails on the left."
+    ),
+    "log_loss_nats": (
+        "Mean log loss against the votes' probabilities; a coin toss has 0.693, the least possible is "
+        "label_entropy_nats."
+    ),
+    "label_entropy_nats": (
+        "Entropy of the votes' probabilities themselves: the least log loss that any model can have."
+    ),
+    "brier": (
+        "Mean squared difference of predicted and voted probability; 0 is perfect, a coin toss has at most 0.25."
+    ),
+    "calibration_error": (
+        "Expected calibration error: the mean gap of confidence and frequency over ten bins of confidence. "
+        "Expected calibration error: the mean gap of confidence and frequency over ten bins of confidence."
+    ),
     "reliability": "The bins of the calibration error.",
     "confidence": "How probable the reward model finds the answer it favours, mean of a bin.",
     "frequency": "How probable the votes find that same answer, mean of a bin.",
@@ -81,16 +117,24 @@ GLOSSARY: dict[str, str] = {
     "stopped": "Why training ended early; empty where it went to its end.",
     "history": "One row of metrics an update (policy) or an epoch (reward model).",
     "update": "Rollouts trained on so far; 0 is the start.",
-    "score": "Mean score that the proxy gives to sampled completions of training prompts; 0 is the reference's mean, 1 its deviation.",
+    "score": (
+        "Mean score that the proxy gives to sampled completions of training prompts; 0 is the reference's mean, "
+        "1 its deviation."
+    ),
     "score_std": "Standard deviation of those scores.",
     "winner_score": "Mean proxy score of the candidates that rejection sampling chose.",
-    "heldout_score": "Mean score that the held-out reward model gives on validation prompts; what chooses the best update.",
+    "heldout_score": (
+        "Mean score that the held-out reward model gives on validation prompts; what chooses the best update. "
+        "Mean score that the held-out reward model gives on validation prompts; what chooses the best update."
+    ),
     "heldout_kl_nats": "KL(policy || reference) a sequence on the validation prompts.",
     "heldout_length_tokens": "Mean length on the validation prompts.",
     "reward": "Mean reward a sequence: the score less penalties, after KL shaping.",
     "kl_nats": "KL(policy || reference) a sequence, estimated from the policy's own samples: how far it has moved.",
     "kl_coef": "beta: what a nat of KL costs in reward.",
-    "entropy": "Entropy of the next token, in nats: how undecided the policy is; a collapse means one answer for everything.",
+    "entropy": (
+        "Entropy of the next token, in nats: how undecided the policy is; a collapse means one answer for everything."
+    ),
     "clip_fraction": "Share of tokens where the clipped ratio took hold; far above 0.2 the steps are too large.",
     "approx_kl_nats": "How far the policy moved within an update, per token (k3 estimator).",
     "ratio_mean": "Mean of new over old probability of the sampled tokens; near 1.",
@@ -98,11 +142,16 @@ GLOSSARY: dict[str, str] = {
     "policy_loss": "The clipped policy loss; it hovers about 0, since advantages are whitened.",
     "value_loss": "Half the mean squared error of the critic's returns, clipped; it should fall.",
     "value_clip_fraction": "Share of tokens where the clipped value took hold.",
-    "explained_variance": "How much of the returns' variance the critic predicts; 1 is all, 0 none, below 0 worse than a constant.",
+    "explained_variance": (
+        "How much of the returns' variance the critic predicts; 1 is all, 0 none, below 0 worse than a constant."
+    ),
     "grad_norm": "Norm of the gradient before clipping.",
     "learning_rate": "Of the policy, at this update.",
     "nll_nats": "Mean negative log-likelihood of a token in supervised fine-tuning.",
-    "sampler_gap": "Mean exp |difference of the sampler's and the trainer's log-probabilities|: 1 is perfect, above 1.05 something is wrong.",
+    "sampler_gap": (
+        "Mean exp |difference of the sampler's and the trainer's log-probabilities|: 1 is perfect, above 1.05 "
+        "something is wrong."
+    ),
     # Evaluation
     "completions": "Completions of each side that were compared.",
     "samples": "Completions for each evaluation prompt.",
@@ -122,7 +171,9 @@ GLOSSARY: dict[str, str] = {
     "entropy_nats": "Entropy of the next token along the model's own completions, in nats, mean over tokens.",
     "diversity": "Does the model still say different things?",
     "distinct_1": "Different words over all words.",
-    "distinct_2": "Different runs of 2 words over all of them. It falls with more text, so compare equal amounts only.",
+    "distinct_2": (
+        "Different runs of 2 words over all of them. It falls with more text, so compare equal amounts only."
+    ),
     "distinct_3": "Different runs of 3 words over all of them.",
     "common_phrase": "The run of 5 words that occurs in most completions; empty where no two share one.",
     "common_phrase_share": "Share of completions that contain it: near 1 means one phrase everywhere.",
@@ -149,7 +200,7 @@ GLOSSARY: dict[str, str] = {
     "kind": "What an artifact is.",
     "key": "Hash of all that shaped an artifact: stage, settings, parents, seed.",
     "parents": "The artifacts that an artifact was made of.",
-}  # fmt: skip
+}
 
 
 def walk_keys(tree: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158, 44, 46, 18, 8
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158, 44, 30, 26, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def read_lineage(rows: Sequence[Mapping[str, Any]]) -> list[Node]:
 
 
 def place_nodes(nodes: Sequence[Node]) -> dict[str, tuple[int, int]]:
-    """(column, row) of each node: a node's column is one more than its rightmost parent's; parents outside count as none."""
+    """(column, row) of each node: one column right of its rightmost parent; parents outside `nodes` count as none."""
     known = {node.key: node for node in nodes}
     depths: dict[str, int] = {}
 
@@ -62,7 +62,7 @@ def draw_lineage(nodes: Sequence[Node]) -> Markup:
     places = place_nodes(nodes)
     columns, rows = (1 + max(place[axis] for place in places.values()) for axis in (0, 1))
     width = columns * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
-    height = rows * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
+    height = rows * (BOX_HEIGHT + GAP_Y) + MARGIN
     edges = [_draw_edge(places[p], places[node.key]) for node in nodes for p in node.parents if p in places]
     boxes = [_draw_box(node, places[node.key]) for node in nodes]
     label = "Artifacts from left to right, each with arrows from what it was made of; the list below says the same."
@@ -76,10 +76,17 @@ def _corner(place: tuple[int, int]) -> tuple[int, int]:
 
 
 def _draw_edge(start: tuple[int, int], end: tuple[int, int]) -> Markup:
+    """A curve from the right of a box to the left of another; one that passes over a column bows below its row."""
     (x0, y0), (x1, y1) = _corner(start), _corner(end)
     x0, y0, y1 = x0 + BOX_WIDTH, y0 + BOX_HEIGHT // 2, y1 + BOX_HEIGHT // 2
-    bend = (x0 + x1) // 2
-    return Markup('<path d="M{} {} C{} {} {} {} {} {}"/>').format(x0, y0, bend, y0, bend, y1, x1, y1)
+    if end[0] - start[0] == 1:
+        bend = (x0 + x1) // 2
+        return Markup('<path d="M{} {} C{} {} {} {} {} {}"/>').format(x0, y0, bend, y0, bend, y1, x1, y1)
+    below = y0 + (BOX_HEIGHT + GAP_Y) // 2
+    return Markup('<path class="long" d="M{} {} C{} {} {} {} {} {} L{} {} C{} {} {} {} {} {}"/>').format(
+        x0, y0, x0 + 14, y0, x0 + 4, below, x0 + GAP_X, below,
+        x1 - GAP_X, below, x1 - 4, below, x1 - 14, y1, x1, y1,
+    )  # fmt: skip
 
 
 def _draw_box(node: Node, place: tuple[int, int]) -> Markup:

@@ -19,6 +19,7 @@ from accord.config.schema import EvaluationSection, SampleSection
 from accord.errors import DataError
 from accord.evaluation.comparison import SIDES, summarise_rows
 from accord.functional import compute_logprobs, compute_sequence_kl
+from accord.rewards import choose_best
 from accord.types import Generator, Progress, Prompt, RewardSource, Rollout, TextReward, derive_seed
 
 if TYPE_CHECKING:
@@ -123,26 +124,18 @@ def _measure_batch(
     seed: int,
 ) -> list[Row]:
     """Rows of one batch of prompts: sample, choose, score, and measure likelihoods."""
-    seeds = [[derive_seed(seed, "evaluation", p.id, s, k) for k in range(best_of)] for p, s in items]
-    first_seeds = [row[0] for row in seeds]
-    candidates = generator.generate(
-        None,
-        [prompt for prompt, _ in items for _ in range(best_of)],
-        seeds=[one for row in seeds for one in row],
-        max_new_tokens=sample.max_new_tokens,
-        temperature=sample.temperature,
-    )
-    chosen = scorers.proxy(candidates).reshape(len(items), best_of).argmax(dim=1).tolist()
+    prompts = [prompt for prompt, _ in items]
+    seeds = [[derive_seed(seed, "evaluation", prompt.id, s, k) for prompt, s in items] for k in range(best_of)]
+
+    def draw(author: str | None, own_seeds: Sequence[int]) -> Rollout:
+        limit, temperature = sample.max_new_tokens, sample.temperature
+        return generator.generate(author, prompts, seeds=own_seeds, max_new_tokens=limit, temperature=temperature)
+
+    candidates = [draw(None, own_seeds) for own_seeds in seeds]
     rollouts = {
-        "reference": select_rollout(candidates, [i * best_of for i in range(len(items))]),
-        "best_of_n": select_rollout(candidates, [i * best_of + k for i, k in enumerate(chosen)]),
-        "policy": generator.generate(
-            role,
-            [prompt for prompt, _ in items],
-            seeds=first_seeds,
-            max_new_tokens=sample.max_new_tokens,
-            temperature=sample.temperature,
-        ),
+        "reference": candidates[0],
+        "best_of_n": choose_best(candidates, torch.stack([scorers.proxy(rollout) for rollout in candidates])),
+        "policy": draw(role, seeds[0]),
     }
     sides = {name: _score(rollout, scorers) for name, rollout in rollouts.items()}
     for name, author in (("policy", role), ("reference", None)):
@@ -150,7 +143,7 @@ def _measure_batch(
         for one, more in zip(sides[name], likelihoods, strict=True):
             one.update(more)
     return [
-        {"prompt": prompt.to_dict(), "prompt_id": prompt.id, "sample": s, "seed": first_seeds[i]}
+        {"prompt": prompt.to_dict(), "prompt_id": prompt.id, "sample": s, "seed": seeds[0][i]}
         | {name: sides[name][i] for name in SIDES}
         for i, (prompt, s) in enumerate(items)
     ]

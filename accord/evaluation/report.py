@@ -1,8 +1,9 @@
 """report.html: one self-contained page that a person enjoys, from the dictionary that report.json holds.
 
-Implements gathering what the template shows, and locking the page: no request to any network, and a content security policy
-that lets run exactly the scripts that are in here, by their hash, so that text of a model stays inert even if every other
-lock failed. Leaves out the numbers (`comparison`, `reward_card`), the judgement (`verdict`) and the plots (`figures`).
+Implements gathering what the template shows, and locking the page: no request to any network, and a content security
+policy that lets run exactly the scripts that are in here, by their hash, so that text of a model stays inert even if
+every other lock failed. Leaves out the numbers (`comparison`, `reward_card`), the judgement (`verdict`) and the plots
+(`figures`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from accord.evaluation.comparison import SIDES
 from accord.evaluation.figures import build_curves, build_reward_figures
 from accord.evaluation.glossary import GLOSSARY
 from accord.evaluation.lineage import draw_lineage, read_lineage
-from accord.evaluation.verdict import judge_headline, list_cards, list_checks
+from accord.evaluation.verdict import judge_headline, list_agreement, list_cards, list_checks
 
 Report = Mapping[str, Any]
 
 SIDE_NAMES = {"reference": "Reference (before)", "best_of_n": "Best of n", "policy": "Policy (after)"}
+
+CONSENSUS_NAMES = {
+    "fraction": "the plain fraction of votes",
+    "dawid_skene": "Dawid-Skene, which weighs annotators",
+    "bradley_terry": "Bradley-Terry with each annotator's skill and side bias",
+}
 
 # report key, label, digits, percent; every one an Estimate
 COMPARED = (
@@ -65,7 +72,7 @@ CARD_NUMBERS = (
 
 
 def render_report(report: Report) -> str:
-    """The page of `report` (docs/report.md) as HTML. Missing parts are shown as not measured. Same report, same bytes."""
+    """The page of `report` (docs/report.md) as HTML; missing parts read 'not measured'. Same report, same bytes."""
     evaluation: Report = report.get("evaluation") or {}
     feedback: Report = report.get("feedback") or {}
     curves, reward_figures = build_curves(report), build_reward_figures(report)
@@ -82,6 +89,8 @@ def render_report(report: Report) -> str:
         checks=list_checks(report),
         curves=curves,
         reward_figures=reward_figures,
+        agreement=list_agreement(feedback),
+        consensus=CONSENSUS_NAMES.get(feedback.get("consensus", ""), feedback.get("consensus") or "a rule not named"),
         history=_tabulate_history(report),
         sides=[(key, names[key]) for key in SIDES],
         compared=_compare_sides(evaluation),
@@ -140,7 +149,7 @@ def _say_cell(value: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Jinja with escaping on and the words of `wording` as filters; what a report lacks reads as None, 'not measured'."""
+    """Jinja with escaping on and the words of `wording` as filters; what a report lacks reads as None."""
     environment = Environment(
         loader=PackageLoader("accord.evaluation"),
         autoescape=True,

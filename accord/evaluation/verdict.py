@@ -1,8 +1,8 @@
 """The report's judgement in plain words: one headline, the key numbers, and the signs of a model that wins by nonsense.
 
 Implements the choice of judge (hidden truth where simulated, else the held-out reward model, never the proxy that was
-optimised) and thresholds that are written beside each finding. Leaves out layout. What was not measured is said to be so;
-it never passes.
+optimised) and thresholds that are written beside each finding. Leaves out layout. What was not measured is said to be
+so; it never passes.
 """
 
 from __future__ import annotations
@@ -79,22 +79,53 @@ def list_cards(report: Report) -> list[Card]:
     judge, name = ("gold", "Hidden utility") if lifts.get("gold") else ("heldout", "Held-out score")
     beaten: Numbers = evaluation.get("win_rate_against_best_of_n") or {}
     rival = beaten.get("gold") or beaten.get("heldout")
+    rival_name = f"best of {evaluation.get('best_of', 'n')}"
     budget = _at(report, "policy", "max_kl_nats")
     kl = evaluation.get("kl_nats")
     accuracy = _at(report, "reward_model", "accuracy")
     agreement = _at(report, "reward_model", "annotator_agreement")
+    distance = Card(
+        "Distance from the reference",
+        NOT_MEASURED if kl is None else f"{say_number(float(kl['value']))} nats",
+        _interval(kl),
+        f"budget: {say_number(float(budget), 1)} nats a sequence" if budget is not None else "no budget given",
+        "kl_nats",
+        _check_budget(kl, budget).tone,
+    )
+    bonus = "best-of-n costs n times the sampling; half is a draw"
+    agreed = (
+        f"annotators agree {say_percent(agreement)}" if agreement is not None else "annotators' agreement not measured"
+    )
+    remark, length = _toxicity_remark(evaluation), lifts.get("length_tokens")
     return [
         _card(f"{name}, gained", lifts.get(judge), judge, "policy minus reference", sign=True, wanted="up"),
-        _card(f"Wins against best of {evaluation.get('best_of', 'n')}", rival, "win_rate_against_best_of_n",
-              "best-of-n costs n times the sampling; half is a draw", percent=True, neutral=0.5, wanted="up"),
-        Card("Distance from the reference", _value(kl, " nats"), _interval(kl), f"budget: {say_number(budget, 1)} nats a sequence"
-             if budget is not None else "no budget given", "kl_nats", _budget_tone(kl, budget)),
-        _card("Toxicity, change", lifts.get("toxicity"), "toxicity", _toxicity_remark(evaluation), digits=3, sign=True,
-              wanted="down"),
-        _card("Length, change", lifts.get("length_tokens"), "length_tokens", "tokens a completion", digits=1, sign=True),
-        Card("Reward model is right", say_percent(accuracy and accuracy["value"]), _interval(accuracy, 0, percent=True),
-             f"annotators agree {say_percent(agreement)}", "accuracy", "unmeasured" if accuracy is None else "unclear"),
-    ]  # fmt: skip
+        _card(
+            f"Wins against {rival_name}",
+            rival,
+            "win_rate_against_best_of_n",
+            bonus,
+            percent=True,
+            neutral=0.5,
+            wanted="up",
+        ),
+        distance,
+        _card("Toxicity, change", lifts.get("toxicity"), "toxicity", remark, digits=3, sign=True, wanted="down"),
+        _card("Length, change", length, "length_tokens", "tokens a completion", digits=1, sign=True),
+        _card("Reward model is right", accuracy, "accuracy", agreed, percent=True),
+    ]
+
+
+def list_agreement(feedback: Numbers) -> list[Card]:
+    """How far annotators agree: pairwise share and Krippendorff's alpha, with the intervals of `feedback.agreement`."""
+    agreement: Numbers = feedback.get("agreement") or {}
+    items = f"on {agreement['items']:,} questions with two votes or more" if agreement.get("items") else ""
+    labels = (("pairwise", "Annotators agree, vote by vote", True), ("alpha", "Krippendorff's alpha", False))
+    cards = []
+    for key, label, percent in labels:
+        found = agreement.get(key)
+        estimate = {"value": found["estimate"], "low": found["low"], "high": found["high"]} if found else None
+        cards.append(_card(label, estimate, key, items, percent=percent))
+    return cards
 
 
 def list_checks(report: Report) -> list[Finding]:
@@ -130,7 +161,7 @@ def _check_judges(evaluation: Numbers) -> Finding:
 def _check_budget(kl: Numbers | None, budget: float | None) -> Finding:
     if kl is None or budget is None:
         return Finding("Within the KL budget?", "Not measured.", "unmeasured")
-    detail = f"KL {say_estimate(kl)} nats a sequence, budget {say_number(float(budget), 1)}."
+    detail = f"KL in nats a sequence: {say_estimate(kl)}; budget {say_number(float(budget), 1)}."
     if kl["value"] > budget:
         return Finding("Beyond the KL budget", detail, "bad")
     return Finding("Within the KL budget", detail, "good")
@@ -154,7 +185,9 @@ def _check_phrase(evaluation: Numbers) -> Finding:
         return Finding("One phrase everywhere?", "Not measured.", "unmeasured")
     phrase = _at(evaluation, "policy", "diversity", "common_phrase")
     said = f"Most common: \N{LEFT DOUBLE QUOTATION MARK}{phrase}\N{RIGHT DOUBLE QUOTATION MARK}. " if phrase else ""
-    detail = f"{said}In {say_percent(after)} of the policy's completions; the reference's own favourite: {say_percent(before)}."
+    detail = (
+        f"{said}In {say_percent(after)} of the policy's completions; the reference's favourite: {say_percent(before)}."
+    )
     if after > PHRASE_SHARE_LIMIT and after > 2 * before:
         return Finding("One phrase everywhere", detail, "bad")
     return Finding("No phrase has taken over", detail, "good")
@@ -164,7 +197,9 @@ def _check_diversity(evaluation: Numbers) -> Finding:
     after, before = (_at(evaluation, side, "diversity", "distinct_2") for side in ("policy", "reference"))
     if not before or after is None:
         return Finding("Is the language still varied?", "Not measured.", "unmeasured")
-    detail = f"Distinct 2-grams {say_number(after)}, reference {say_number(before)}; alarm below {DISTINCT_LOSS_LIMIT} of it."
+    detail = (
+        f"Distinct 2-grams {say_number(after)}, before {say_number(before)}; alarm below {DISTINCT_LOSS_LIMIT} of it."
+    )
     if after < DISTINCT_LOSS_LIMIT * before:
         return Finding("The language has become poorer", detail, "bad")
     return Finding("The language is still varied", detail, "good")
@@ -174,7 +209,8 @@ def _check_length(evaluation: Numbers) -> Finding:
     after, before = (_at(evaluation, side, "length_tokens", "value") for side in ("policy", "reference"))
     if not before or after is None:
         return Finding("Has length run away?", "Not measured.", "unmeasured")
-    detail = f"{say_number(float(after), 1)} tokens, reference {say_number(float(before), 1)}; alarm at {LENGTH_GROWTH_LIMIT} times."
+    lengths = f"{say_number(float(after), 1)} tokens, before {say_number(float(before), 1)}"
+    detail = f"{lengths}; alarm at {LENGTH_GROWTH_LIMIT} times."
     if after > LENGTH_GROWTH_LIMIT * before:
         return Finding("Length has run away", detail, "bad")
     return Finding("Length has not run away", detail, "good")
@@ -219,9 +255,9 @@ def _card(
         better, worse = (better, worse) if wanted == "up" else (worse, better)
         tone = "good" if better else "bad" if worse else "unclear"
     if percent:
-        value = say_percent(estimate and estimate["value"])
+        value = say_percent(estimate["value"] if estimate else None)
         return Card(label, value, _interval(estimate, 0, percent=True), remark, key, tone)
-    value = say_number(estimate and float(estimate["value"]), digits, sign=sign)
+    value = say_number(float(estimate["value"]) if estimate else None, digits, sign=sign)
     return Card(label, value, _interval(estimate, digits, sign=sign), remark, key, tone)
 
 
@@ -229,21 +265,13 @@ def _interval(estimate: Numbers | None, digits: int = 2, *, percent: bool = Fals
     return "" if estimate is None else say_interval(estimate, digits, percent=percent, sign=sign)
 
 
-def _value(estimate: Numbers | None, unit: str) -> str:
-    return NOT_MEASURED if estimate is None else say_number(float(estimate["value"])) + unit
-
-
-def _budget_tone(kl: Numbers | None, budget: float | None) -> Tone:
-    return _check_budget(kl, budget).tone
-
-
 def _toxicity_remark(evaluation: Numbers) -> str:
-    """'mean 0.031, standard deviation 0.05 before; ... after'."""
+    """'mean 0.031 → 0.030, deviation 0.05 → 0.04': before and after."""
     parts = []
-    for side, word in (("reference", "before"), ("policy", "after")):
-        mean, std = _at(evaluation, side, "toxicity", "value"), _at(evaluation, side, "toxicity_std")
-        parts.append(f"{word}: mean {say_number(mean, 3)}, deviation {say_number(std, 3)}")
-    return "; ".join(parts)
+    for word, path in (("mean", ("toxicity", "value")), ("deviation", ("toxicity_std",))):
+        before, after = (say_number(_at(evaluation, side, *path), 3) for side in ("reference", "policy"))
+        parts.append(f"{word} {before} \N{RIGHTWARDS ARROW} {after}")
+    return ", ".join(parts)
 
 
 def _at(tree: Any, *path: str) -> Any:

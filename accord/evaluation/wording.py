@@ -1,7 +1,7 @@
 """How numbers and model text are put into words on the report's page.
 
-Implements rounding, intervals in words, durations and sizes, and the cleaning of untrusted text. Leaves out any markup of
-the page itself.
+Implements rounding, intervals in words, durations and sizes, and the cleaning of untrusted text. Leaves out any
+markup of the page itself.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def say_number(value: float | int | None, digits: int = 2, *, sign: bool = False
     return text if sign or text.startswith(MINUS) else text[1:]
 
 
-def say_percent(share: float | None, digits: int = 0) -> str:
+def say_percent(share: float | None, digits: int = 0, *, sign: bool = False) -> str:
     """A share in [0, 1] as a percentage, or 'not measured'."""
-    return NOT_MEASURED if share is None else f"{say_number(100 * float(share), digits)} %"
+    return NOT_MEASURED if share is None else f"{say_number(100 * float(share), digits, sign=sign)} %"
 
 
 def say_interval(
@@ -59,7 +59,7 @@ def say_estimate(
     if estimate is None:
         return NOT_MEASURED
     value = estimate["value"]
-    head = say_percent(value, digits) if percent else say_number(float(value), digits, sign=sign)
+    head = say_percent(value, digits, sign=sign) if percent else say_number(float(value), digits, sign=sign)
     return f"{head} ({say_interval(estimate, digits, percent=percent, sign=sign)})"
 
 
@@ -83,7 +83,7 @@ def say_bytes(count: float | None) -> str:
 
 
 def clean_markdown(text: str) -> Markup:
-    """Untrusted Markdown as harmless HTML: paragraphs, lists, emphasis and code; links, images, HTML and headings stay text.
+    """Untrusted Markdown as harmless HTML: paragraphs, lists, emphasis, code; links, images, HTML, headings stay text.
 
     The second lock is nh3, which drops every tag and attribute outside a short list.
     """

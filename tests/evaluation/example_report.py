@@ -1,4 +1,4 @@
-"""A report as a finished round leaves it, with the keys of every part; its numbers are drawn, its cards are computed."""
+"""A report as a finished round leaves it, with the keys of every part; its numbers are drawn, its cards computed."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def make_card(pairs: int = 160, noise: float = 0.8, seed: int = 2) -> dict[str, 
         scores_a, scores_b, preferences, lengths_a=lengths_a, lengths_b=lengths_b, annotator_agreement=0.74, seed=seed
     )
     history = [
-        {"epoch": e, "loss": 0.7 / e, "accuracy": 0.6, "margin_mean": 0.3, "grad_norm": 1.0, "validation_loss": 0.68 / e,
-         "validation_accuracy": 0.66, "validation_margin_mean": 0.4}
+        {"epoch": e, "loss": 0.7 / e, "accuracy": 0.6, "margin_mean": 0.3, "grad_norm": 1.0,
+         "validation_loss": 0.68 / e, "validation_accuracy": 0.66, "validation_margin_mean": 0.4}
         for e in (1, 2, 3)
     ]  # fmt: skip
     return card | {"train_pairs": 420, "validation_pairs": 48, "test_pairs": pairs, "best_epoch": 2, "history": history}
@@ -116,8 +116,9 @@ def make_report() -> dict[str, Any]:
     )
     keys = {stage: f"{i:x}{'c0ffee' * 5}"[:16] for i, stage in enumerate(stages)}
     parents = {
-        "samples": ("prompts",), "votes": ("samples",), "preferences": ("votes",), "reward_model": ("preferences", "prompts"),
-        "heldout_reward_model": ("preferences", "prompts"), "policy": ("reward_model", "heldout_reward_model", "prompts"),
+        "samples": ("prompts",), "votes": ("samples",), "preferences": ("votes",),
+        "reward_model": ("preferences", "prompts"), "heldout_reward_model": ("preferences", "prompts"),
+        "policy": ("reward_model", "heldout_reward_model", "prompts"),
         "evaluation": ("policy", "reward_model", "heldout_reward_model", "prompts"),
     }  # fmt: skip
     annotators = [("ada", 6.1, 0.02), ("bo", 4.4, 0.31), ("cai", 3.9, -0.18), ("dia", 2.2, 0.05), ("eli", 0.6, 0.9)]
@@ -125,8 +126,11 @@ def make_report() -> dict[str, Any]:
         "project": {"name": "demo", "round": 1, "seed": 0, "model": "smollm2"},
         "feedback": {
             "votes": 1056, "pairs": 352, "simulated": True, "consensus": "bradley_terry",
-            "agreement": {"pairwise": 0.742, "krippendorff_alpha": {"value": 0.48, "low": 0.43, "high": 0.53, "n": 352,
-                                                                     "interval": "bootstrap"}},
+            "agreement": {
+                "pairwise": {"estimate": 0.742, "low": 0.72, "high": 0.763},
+                "alpha": {"estimate": 0.48, "low": 0.43, "high": 0.53},
+                "level": "nominal", "items": 352, "annotators": 5, "votes": 1056,
+            },
             "annotators": [
                 {"name": name, "votes": 211, "simulated": True, "skill": skill, "side_bias": bias}
                 for name, skill, bias in annotators
