@@ -8,7 +8,7 @@ Leaves out the model (`accord.models`) and its fitting (`accord.training`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from accord.errors import ConfigError, DataError
 from accord.types import Completion, Prompt, Rollout
 
 
+@runtime_checkable
 class _Tokens(Protocol):
     """The part of `models.ChatTokenizer` that scoring needs."""
 
@@ -28,6 +29,7 @@ class _Tokens(Protocol):
     def encode_completion(self, completion: Completion) -> list[int]: ...
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """The part of `models.Base` that scoring needs."""
 
@@ -101,13 +103,13 @@ class LearnedReward:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            ids, mask = pad_right([rows[i].to(device) for i in chosen], self.base.tokens.pad_id)
+            ids, mask = _pad_right([rows[i].to(device) for i in chosen], self.base.tokens.pad_id)
             trunk = None if states is None else _pad([states[i].to(device) for i in chosen], 0.0)
             scores[chosen] = self.base.compute_scores(self.role, ids, mask, trunk).float()
         return scores
 
 
-def pad_right(rows: Sequence[Int[Tensor, " t"]], pad_id: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+def _pad_right(rows: Sequence[Int[Tensor, " _"]], pad_id: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """`rows` side by side, filled up on the right with `pad_id`, and the mask that is True on their real tokens."""
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     ids = _pad(rows, float(pad_id))

@@ -1,8 +1,8 @@
 """Rewards by rule: what can be read off a text without a learned model. Each is a `TextReward`.
 
 Implements sentiment, finishing, repetition, topic, plain words, length, and a maker of rewards from a regular
-expression. Leaves out judgement of truth or usefulness: no rule here knows whether an answer is right. Values are in [0, 1], but for
-`length_words`.
+expression. Leaves out judgement of truth or usefulness: no rule here knows whether an answer is right.
+All are in [0, 1] but `length_words`.
 """
 
 from __future__ import annotations

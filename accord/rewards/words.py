@@ -15,14 +15,14 @@ STEM_LETTERS = 5
 """Two content words are the same where their first five letters are: travel, travels and travelling."""
 
 REQUEST_WORDS = frozenset(
-    ["answer", "brief", "briefly", "explain", "give", "help", "let", "make", "please", "say", "sentence", "sentences"]
-    + ["short", "suggest", "tell", "thing", "things", "want", "way", "word", "words", "write"]
+    """answer brief briefly explain give help let make please say sentence sentences short suggest tell thing things
+    want way word words write""".split()  # noqa: SIM905 (one word a line would be longer than this file)
 )
 """Words in which people ask, rather than what they ask about; no content words either."""
 
 CONTRACTIONS = frozenset(
-    ["can't", "didn't", "doesn't", "don't", "i'd", "i'll", "i'm", "i've", "isn't", "it's", "that's", "what's", "won't"]
-    + ["let's", "they're", "we're", "you'll", "you're"]
+    """can't didn't doesn't don't i'd i'll i'm i've isn't it's let's that's they're we're what's won't you'll
+    you're""".split()  # noqa: SIM905
 )
 """Contracted function words, which scikit-learn's list lacks."""
 
