@@ -68,9 +68,9 @@ class RunContext:
         """LoRA settings of the policy; None where it trains all weights."""
         return self.lora if self.config.model.adapter == "lora" else None
 
-    def sampler(self) -> Sampler:
-        """A sampler that tells progress how many tokens it has drawn."""
-        return Sampler(self.base, self.config.sample.batch_size, on_tokens=self.progress.advance)
+    def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Sampler:
+        """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where that is what progress counts."""
+        return Sampler(self.base, self.config.sample.batch_size, on_tokens)
 
     def parent(self, stage: Stage, name: str) -> Artifact:
         """The finished artifact that `stage` calls `name`."""

@@ -139,7 +139,7 @@ def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
     sample = context.config.sample
     prompts = load_prompts(context, stage, "train")
     role = context.load_policy("sampled", context.parent(stage, "policy")) if "policy" in stage.parents else None
-    sampler = context.sampler()
+    sampler = context.sampler(on_tokens=context.progress.advance)
     context.progress.begin("sampling", len(prompts) * sample.completions * sample.max_new_tokens, "tokens")
 
     def sample_chunk(chunk: Sequence[Prompt]) -> list[Any]:
