@@ -120,6 +120,21 @@ def test_a_crosscheck_that_rests_on_a_refused_setting_says_nothing(tmp_path: Pat
     assert "prompts_per_update: expected a whole number" in problem.message
 
 
+def test_each_nameless_annotator_is_told_once(tmp_path: Path) -> None:
+    table = "[[simulation.annotators]]\n"
+    problems = refuse(tmp_path, f"{table}skill = 1.0\n{table}name = 'b'\n{table}skill = 2.0\n")
+    assert [(p.where, p.message) for p in problems] == [
+        ("accord.toml:1", "simulation.annotators[0].name is missing"),
+        ("accord.toml:5", "simulation.annotators[2].name is missing"),
+    ]
+
+
+def test_an_override_cannot_bring_other_settings_with_it(tmp_path: Path) -> None:
+    (tmp_path / "accord.toml").write_text("")
+    config = load_config(tmp_path, ["project.name='a'\nseed = 3"])
+    assert (config.project.name, config.project.seed) == ("'a'\nseed = 3", 0)
+
+
 def test_a_missing_file_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "nowhere")
