@@ -57,20 +57,23 @@ def vote_to_dict(vote: Vote) -> dict[str, Any]:
 
 
 def compute_vote_hash(vote: Vote) -> str:
-    """Content hash of every field of `vote`, the id and the completions' origins included; 16 hex digits."""
-    return compute_content_id(vote_to_dict(vote))
+    """Content hash of every field but `id` and `source`, the completions' origins included; 16 hex digits.
+
+    Two votes of one id must have one hash. The source is left out, because a file may be renamed.
+    """
+    row = vote_to_dict(vote)
+    return compute_content_id({name: value for name, value in row.items() if name not in ("id", "source")})
 
 
 def build_vote(*, id_source: str | None = None, **fields: Any) -> Vote:
-    """A vote named by its content: the id is a hash of all other fields, with `id_source` in place of `source`.
+    """A vote named by its content: the id is a hash of all other fields.
 
-    An importer gives `id_source=""`, so that the same row has the same id whatever its file is called.
-
+    An importer gives `id_source=""` to stand in for `source` there, so that a row has one id whatever its file's name.
     Raises DataError where the fields do not make a vote (see `types.Vote`).
     """
     draft = Vote(id="", **fields)
-    named = draft if id_source is None else replace(draft, source=id_source)
-    return replace(draft, id=compute_vote_hash(named))
+    named = draft.source if id_source is None else id_source
+    return replace(draft, id=compute_content_id([compute_vote_hash(draft), named]))
 
 
 def require_text(value: object, what: str) -> str:

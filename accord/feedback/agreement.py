@@ -1,0 +1,195 @@
+"""How far people agree: the share of agreeing votes, and Krippendorff's alpha, each with a bootstrap interval.
+
+Implements the tables that the two need and the bootstrap over items; alpha itself is evalica's. Leaves out agreement
+of a model with people (`evaluation`), and flags.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from accord.errors import DataError
+from accord.types import Completion, Vote, derive_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Level = Literal["nominal", "ordinal", "interval", "ratio"]
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+CHOICE_CODES = {"a": 0.0, "tie": 1.0, "b": 2.0, "both_bad": 3.0}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with the bounds of its bootstrap interval (both equal to it where there was nothing to resample)."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        """`{"estimate", "low", "high"}`."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of the annotators. None where no item has votes of two annotators.
+
+    pairwise: share of agreeing pairs of votes. alpha: Krippendorff's alpha at `level`. items: judged by at least two
+    annotators. annotators, votes: of those items.
+    """
+
+    pairwise: Interval | None
+    alpha: Interval | None
+    level: Level
+    items: int
+    annotators: int
+    votes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, keys as the fields."""
+        return {
+            "pairwise": None if self.pairwise is None else self.pairwise.to_dict(),
+            "alpha": None if self.alpha is None else self.alpha.to_dict(),
+            "level": self.level,
+            "items": self.items,
+            "annotators": self.annotators,
+            "votes": self.votes,
+        }
+
+
+def compute_agreement(
+    votes: Iterable[Vote], *, kind: Literal["comparison", "rating"] = "comparison", seed: int = 0, resamples: int = RESAMPLES
+) -> Agreement:
+    """Pairwise agreement and alpha of the votes of one kind: nominal for comparisons and rankings, interval for ratings.
+
+    'comparison' takes rankings in, as their pairs. Intervals are percentiles (95 %) over `resamples` bootstrap samples
+    of the items.
+    """
+    table = build_agreement_table(votes, kind=kind)
+    table = table.loc[:, table.notna().sum(axis=0) > 1].dropna(axis=0, how="all")
+    level: Level = "interval" if kind == "rating" else "nominal"
+    pairwise = alpha = None
+    if table.shape[1]:
+        pairwise = compute_pairwise_agreement(table, seed=seed, resamples=resamples)
+        alpha = compute_alpha(table, level, seed=seed, resamples=resamples)
+    return Agreement(pairwise, alpha, level, table.shape[1], table.shape[0], int(table.notna().sum().sum()))
+
+
+def build_agreement_table(
+    votes: Iterable[Vote], *, kind: Literal["comparison", "rating"] = "comparison"
+) -> pd.DataFrame:
+    """Annotators (rows) by items (columns); NaN where someone did not judge.
+
+    Comparisons: an item is a pair with the origins of its two completions, so that the same two texts by two other
+    models are another item; values are the codes of a, tie, b, both_bad (0 to 3), turned to one order of the pair.
+    Ratings: an item is a completion, the value its rating. Who judged an item twice counts with the later vote (by
+    created_at, then id).
+    """
+    import pandas as pd
+
+    cells: dict[tuple[Any, ...], dict[str, float]] = {}
+    for vote in sorted(votes, key=lambda vote: (vote.created_at, vote.id)):
+        for item, value in _judgements(vote, kind):
+            cells.setdefault(item, {})[vote.annotator] = value
+    names = sorted({name for row in cells.values() for name in row})
+    items = sorted(cells)
+    return pd.DataFrame([[cells[item].get(name, np.nan) for item in items] for name in names], index=names)
+
+
+def compute_pairwise_agreement(
+    table: pd.DataFrame, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
+    """sum_u agree_u / sum_u pairs_u over items u: of two votes on one item by two annotators, how often they are equal.
+
+    The interval resamples items. Raises DataError where no item has two votes.
+    """
+    values = table.to_numpy(dtype=np.float64)
+    present = np.sum(~np.isnan(values), axis=0)
+    pairs = present * (present - 1) / 2.0
+    agree = np.array([_count_equal_pairs(column) for column in values.T])
+    if pairs.sum() == 0:
+        raise _too_few_votes()
+    use = pairs > 0
+    pairs, agree = pairs[use], agree[use]
+    draws = _draw_items(len(pairs), resamples, seed, "pairwise agreement")
+    return _build_interval(float(agree.sum() / pairs.sum()), (draws @ agree) / (draws @ pairs), confidence)
+
+
+def compute_alpha(
+    table: pd.DataFrame,
+    level: Level = "nominal",
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Krippendorff's alpha = 1 - D_observed / D_expected of annotators (rows) by items (columns), NaN where missing.
+
+    level: the distance between two values (nominal, ordinal, interval, ratio). The interval resamples whole items, so
+    that D_expected varies with them. Raises DataError where no item has two values.
+
+    Source: Krippendorff, Content Analysis (2018), chapter 12.
+    """
+    import evalica
+
+    usable = table.loc[:, table.notna().sum(axis=0) > 1]
+    if not usable.shape[1]:
+        raise _too_few_votes()
+    draws = _draw_items(usable.shape[1], resamples, seed, "alpha")
+    items = np.arange(usable.shape[1])
+    estimates = [evalica.alpha(usable.iloc[:, np.repeat(items, row)], distance=level).alpha for row in draws]
+    return _build_interval(float(evalica.alpha(usable, distance=level).alpha), np.array(estimates), confidence)
+
+
+def _judgements(vote: Vote, kind: str) -> Iterable[tuple[tuple[Any, ...], float]]:
+    """(item, value) for each thing that `vote` says, in the terms of `build_agreement_table`."""
+    if kind == "rating" and vote.kind == "rating" and vote.rating is not None:
+        answer = vote.completions[0]
+        yield (vote.prompt.id, answer.id, answer.origin), vote.rating
+    if kind != "comparison":
+        return
+    if vote.kind == "comparison" and vote.choice is not None:
+        yield _place(vote, *vote.completions, vote.choice)
+    elif vote.kind == "ranking" and vote.ranks is not None:
+        for (a, rank_a), (b, rank_b) in combinations(zip(vote.completions, vote.ranks, strict=True), 2):
+            yield _place(vote, a, b, "tie" if rank_a == rank_b else "a" if rank_a < rank_b else "b")
+
+
+def _place(vote: Vote, a: Completion, b: Completion, choice: str) -> tuple[tuple[Any, ...], float]:
+    first, second = (a.id, a.origin), (b.id, b.origin)
+    if second < first:
+        first, second = second, first
+        choice = {"a": "b", "b": "a"}.get(choice, choice)
+    return (vote.prompt.id, first, second), CHOICE_CODES[choice]
+
+
+def _count_equal_pairs(column: np.ndarray) -> float:
+    counts = Counter(column[~np.isnan(column)].tolist())
+    return sum(count * (count - 1) / 2.0 for count in counts.values())
+
+
+def _draw_items(items: int, resamples: int, seed: int, label: str) -> np.ndarray:
+    """(resamples, items): how often each bootstrap sample holds each item."""
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap", label))
+    return generator.multinomial(items, np.full(items, 1.0 / items), size=resamples)
+
+
+def _build_interval(estimate: float, samples: np.ndarray, confidence: float) -> Interval:
+    if not samples.size:
+        return Interval(estimate, estimate, estimate)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(samples, [tail, 1.0 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
+def _too_few_votes() -> DataError:
+    return DataError("no item was judged by two annotators", mend="let annotators overlap: agreement needs two votes")
