@@ -67,11 +67,17 @@ class Agreement:
 
 
 def compute_agreement(
-    votes: Iterable[Vote], *, kind: Literal["comparison", "rating"] = "comparison", seed: int = 0, resamples: int = RESAMPLES
+    votes: Iterable[Vote],
+    *,
+    kind: Literal["comparison", "rating"] = "comparison",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Agreement:
-    """Pairwise agreement and alpha of the votes of one kind: nominal for comparisons and rankings, interval for ratings.
+    """Pairwise agreement and alpha of the votes of one kind.
 
-    'comparison' takes rankings in, as their pairs. Intervals are percentiles (95 %) over `resamples` bootstrap samples
+    comparison: comparisons and rankings (as their pairs), alpha at the nominal level. rating: at the interval level.
+
+    Intervals are percentiles (95 %) over `resamples` bootstrap samples
     of the items.
     """
     table = build_agreement_table(votes, kind=kind)
@@ -158,7 +164,8 @@ def _judgements(vote: Vote, kind: str) -> Iterable[tuple[tuple[Any, ...], float]
     if kind != "comparison":
         return
     if vote.kind == "comparison" and vote.choice is not None:
-        yield _place(vote, *vote.completions, vote.choice)
+        a, b = vote.completions
+        yield _place(vote, a, b, vote.choice)
     elif vote.kind == "ranking" and vote.ranks is not None:
         for (a, rank_a), (b, rank_b) in combinations(zip(vote.completions, vote.ranks, strict=True), 2):
             yield _place(vote, a, b, "tie" if rank_a == rank_b else "a" if rank_a < rank_b else "b")

@@ -43,7 +43,8 @@ def fit_bradley_terry(table: PairTable) -> PairFit:
     grid = np.linspace(-GRID_REACH, GRID_REACH, GRID_POINTS)
     model = _Likelihood(table, grid, -0.5 * grid**2)
     start = np.concatenate([np.full(voters, PRIOR_SKILL), np.zeros(voters)])
-    found = minimize(model, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-6 * len(table.pair)})
+    options = {"maxiter": 200, "gtol": 1e-6 * len(table.pair)}
+    found = minimize(model, start, jac=True, method="L-BFGS-B", options=options)
     skill, side_bias = found.x[:voters], found.x[voters:]
     votes = np.bincount(table.annotator, minlength=voters).astype(np.float64)
     typical = float(votes @ skill / votes.sum()) if votes.any() else PRIOR_SKILL

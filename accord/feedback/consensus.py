@@ -59,11 +59,11 @@ class Consensus(NamedTuple):
 
 
 def compute_consensus(votes: Iterable[Vote], method: str = "bradley_terry") -> Consensus:
-    """One preference for each pair that comparisons, rankings or ratings speak of, sorted by the ids of prompt, a and b.
+    """One preference for each pair that comparisons, rankings or ratings speak of, sorted by ids of prompt, a and b.
 
     A pair seen as (a, b) and as (b, a) is one pair. weight = share of its votes that are not 'both bad': 0 where all
-    are, and then probability is 0.5. strength = mean of the strengths that were given / 7. The result does not depend on
-    the order of `votes`; give the current ones (`VoteStore.votes`).
+    are, and then probability is 0.5. strength = mean of the strengths that were given / 7. The result does not depend
+    on the order of `votes`; give the current ones (`VoteStore.votes`).
 
     Raises ConfigError where `method` is not in CONSENSUS.
     """

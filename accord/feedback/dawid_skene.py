@@ -77,9 +77,7 @@ def _turn(rows: NDArray[np.float64], flipped: NDArray[np.bool_]) -> NDArray[np.f
     return np.where(flipped[:, None], rows[:, FLIPPED], rows)
 
 
-def _start(
-    table: PairTable, label: NDArray[np.float64], flipped: NDArray[np.bool_], size: int
-) -> NDArray[np.float64]:
+def _start(table: PairTable, label: NDArray[np.float64], flipped: NDArray[np.bool_], size: int) -> NDArray[np.float64]:
     """(P, 3): the share of each label among a pair's votes; all on a and b alike where nobody voted."""
     own = _turn(label, flipped)
     share = np.stack([np.bincount(table.pair, own[:, k], minlength=size) for k in range(3)], axis=1)

@@ -22,7 +22,7 @@ TIE = 0.5
 
 @dataclass(frozen=True)
 class PairTable:
-    """P pairs, J annotators, R outcomes. Rows are sorted by pair and annotator, so that sums do not depend on the votes' order.
+    """P pairs, J annotators, R outcomes, sorted by pair and annotator so that sums do not depend on the votes' order.
 
     pairs: (prompt, a, b), with a's id before b's. annotators: J names, sorted.
     pair (R,), annotator (R,): indices. outcome (R,): 1 where a is preferred, 0 where b is, 0.5 for a tie, in between
@@ -100,7 +100,8 @@ def build_pair_table(votes: Iterable[Vote]) -> PairTable:
     for vote in votes:
         if vote.kind == "comparison":
             outcome = {"a": 1.0, "b": 0.0, "tie": TIE}.get(vote.choice or "", float("nan"))
-            rows.append(texts.build_row(vote, *vote.completions, outcome))
+            a, b = vote.completions
+            rows.append(texts.build_row(vote, a, b, outcome))
         elif vote.kind == "ranking":
             rows += _build_ranking_rows(vote, texts)
         elif vote.kind == "rating":

@@ -50,7 +50,7 @@ def compute_rating_preference(difference: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def select_rating_pairs(completions: list[int], annotators: list[int]) -> list[tuple[int, int, int]]:
-    """Which ratings of one prompt are set against each other: (index, index, annotator), the annotator -1 for a mixed pair.
+    """Which ratings of one prompt are set against each other: (index, index, annotator), -1 for two annotators.
 
     Two completions are compared by those who rated both; where nobody did, every rating of the one stands against
     every rating of the other.

@@ -117,10 +117,7 @@ def parse_prompt(value: object, what: str = "prompt") -> Prompt:
 
 
 def parse_completion(value: object, what: str = "completion") -> Completion:
-    """A completion from a string (one assistant message), a list of messages, or `{"messages", "finished", "origin"}`.
-
-    Raises DataError where it is anything else, or ends in an empty message.
-    """
+    """A completion from a string (one assistant message), a list of messages, or the object of `Completion.to_dict`."""
     finished, origin = True, ""
     if isinstance(value, str):
         messages: tuple[Message, ...] = (Message("assistant", require_text(value, what)),)
@@ -133,7 +130,7 @@ def parse_completion(value: object, what: str = "completion") -> Completion:
         origin = require_text(value.get("origin") or "", f"origin of {what}")
     else:
         messages = parse_messages(value, what)
-    return require_answer(Completion(messages, finished, origin), what)
+    return Completion(messages, finished, origin)
 
 
 def require_answer(completion: Completion, what: str = "completion") -> Completion:
@@ -220,7 +217,6 @@ def vote_from_dict(row: Mapping[str, Any], source: str) -> Vote:
     fields["created_at"] = parse_time(given.get("created_at", ""))
     fields["simulated"] = parse_flag(given.get("simulated"), "simulated", default=False)
     fields["source"] = require_text(given.get("source", source), "source")
-    require_different(fields["completions"])
     if "id" in given:
         return Vote(id=_require_id(given["id"]), **fields)
     return build_vote(id_source=given.get("source", ""), **fields)

@@ -73,12 +73,13 @@ def simulate_votes(
     seed: int,
     source: str,
 ) -> list[Vote]:
-    """`votes_per_pair` comparisons on each pair, by annotators in rotation from a start that the pair's content decides.
+    """`votes_per_pair` comparisons on each pair, by annotators in rotation from a start that the pair's id decides.
 
     The sides are as given. Votes are marked `simulated`; the k-th vote on a pair carries the simulated time
     2000-01-01T00:00:00Z + k seconds. Ids are content hashes, so the same call gives the same votes.
 
-    Raises DataError where there are fewer annotators than votes a pair needs, two share a name, or a utility is not finite.
+    Raises DataError where there are fewer annotators than votes a pair needs, two share a name, or a utility is not
+    finite.
     """
     names = [annotator.name for annotator in annotators]
     if len(set(names)) < len(names):

@@ -184,7 +184,7 @@ class VoteWriter:
         self._superseding: dict[str, tuple[str, str]] = {}  # new vote -> (vote it supersedes, annotator)
 
     def add(self, votes: Iterable[Vote]) -> int:
-        """Stores those votes that are not there yet, and returns how many were new. Raises DataError as `VoteStore.add`."""
+        """Stores those votes that are not there yet; returns how many were new. Raises DataError as `VoteStore.add`."""
         added = 0
         remaining = iter(votes)
         while batch := list(islice(remaining, BATCH_VOTES)):

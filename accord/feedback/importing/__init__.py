@@ -150,7 +150,7 @@ def import_file(
 
 
 def detect_format(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> str:
-    """The first of IMPORTERS that claims one of the first 100 rows. Raises DataError, naming the rows, where none does."""
+    """The first of IMPORTERS that claims one of the first 100 rows. Raises DataError, naming a row, where none does."""
     first: SourceRow | None = None
     for row in islice(read_rows(path, max_line_bytes=max_line_bytes), DETECTION_ROWS):
         for name, row_format in IMPORTERS.items():

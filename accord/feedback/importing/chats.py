@@ -23,9 +23,7 @@ def require_field(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def split_chats(
-    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[Prompt, Completion, Completion]:
+def split_chats(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Prompt, Completion, Completion]:
     """The shared beginning as the prompt, all turns from there on as the two completions.
 
     The cut is the last place where the chats are still equal and both go on with the assistant. So a completion

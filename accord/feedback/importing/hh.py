@@ -1,4 +1,4 @@
-"""Anthropic HH transcripts: `chosen` and `rejected` as one text each, turns marked by "\\n\\nHuman:" and "\\n\\nAssistant:".
+"""Anthropic HH transcripts: `chosen` and `rejected` as one text each, a blank line and "Human:" or "Assistant:" a turn.
 
 Implements reading and writing. Leaves out system turns and bare texts, which the format has no words for.
 Source: Bai et al. 2022, "Training a Helpful and Harmless Assistant", and its published data.

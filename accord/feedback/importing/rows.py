@@ -28,8 +28,9 @@ DISK_DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as read: `value`, or the `reason` why there is none. `line` counts from 1; in parquet and datasets, the row.
+    """A row as read: `value`, or the `reason` why there is none.
 
+    line: from 1; in parquet and datasets, the number of the row.
     raw: the bytes of the line without its end (for a table, None: it has no bytes of its own).
     span: offset and length in the (uncompressed) file, in bytes, where `raw` holds only the beginning.
     """
@@ -57,7 +58,7 @@ class BadRow:
 
 
 def list_data_files(path: Path) -> list[Path]:
-    """The files behind `path`: itself, or those of a folder in the order of their names. Raises DataError where none."""
+    """The files behind `path`: itself, or a folder's in the order of their names. Raises DataError where none."""
     if not path.exists():
         raise DataError("there is no such file or folder", where=str(path), mend="check the path")
     if path.is_file():
@@ -66,7 +67,7 @@ def list_data_files(path: Path) -> list[Path]:
     files = sorted(file for pattern in patterns for file in path.rglob(pattern))
     if not files:
         raise DataError(
-            "the folder holds no data", where=str(path), mend="give a saved dataset, or a folder of .parquet or .jsonl files"
+            "the folder holds no data", where=str(path), mend="give a saved dataset, or .parquet or .jsonl files in it"
         )
     return files
 
@@ -170,8 +171,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for row in _read_table(path, pa.Table.from_batches([batch]), number):
-                    yield row
+                yield from _read_table(path, pa.Table.from_batches([batch]), number)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"the parquet file cannot be read: {error}", where=f"{path}:{number + 1}") from error

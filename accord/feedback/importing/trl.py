@@ -7,7 +7,6 @@ Implements both styles, standard and conversational, and both prompts, explicit 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os.path import commonprefix
 from typing import Any
 
 from accord.errors import DataError
@@ -57,9 +56,12 @@ def _split_texts(chosen: str, rejected: str) -> tuple[Prompt, Completion, Comple
     """The shared beginning of two texts, back to the end of its last whole word."""
     if chosen == rejected:
         raise DataError("chosen and rejected are identical", mend="leave such a pair out")
-    shared = commonprefix([chosen, rejected])
-    # Back to before the last white space: the completions begin with it, as in " blue" and " black".
-    cut = max((i for i, character in enumerate(shared) if character.isspace()), default=0)
-    if not shared[:cut].strip():
+    cut = 0
+    for i, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
+        if one != other:
+            break
+        if one.isspace():
+            cut = i  # the completions begin with the space, as in " blue" and " black"
+    if not chosen[:cut].strip():
         raise DataError("chosen and rejected share no beginning", mend="give the prompt in a field of its own")
-    return Prompt(text=shared[:cut]), Completion.from_text(chosen[cut:]), Completion.from_text(rejected[cut:])
+    return Prompt(text=chosen[:cut]), Completion.from_text(chosen[cut:]), Completion.from_text(rejected[cut:])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accord.feedback.records import vote_from_dict
+from accord.feedback.records import require_answer, require_different, vote_from_dict
 from accord.types import Vote
 
 
@@ -18,5 +18,9 @@ def claims_vote(row: Mapping[str, Any]) -> bool:
 
 
 def parse_vote(row: Mapping[str, Any], source: str) -> list[Vote]:
-    """One vote. Raises DataError where the row does not hold one."""
-    return [vote_from_dict(row, source)]
+    """One vote. Raises DataError where the row does not hold one, or answers are empty or identical."""
+    vote = vote_from_dict(row, source)
+    for number, completion in enumerate(vote.completions, 1):
+        require_answer(completion, f"completion {number}")
+    require_different(vote.completions)
+    return [vote]
