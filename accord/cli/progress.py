@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -158,7 +158,7 @@ class BarProgress:
         self.display = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
+            TaskProgressColumn(),
             _Rate(),
             console=console,
             expand=True,
@@ -168,10 +168,10 @@ class BarProgress:
         self.task: TaskID | None = None
 
     def stage(self, name: str, state: State, seconds: float = 0.0) -> None:
-        """A line for a stage that is done; the bar goes to the next one."""
+        """A line for a stage that is done; a restless bar for one that has not said yet how much it has to do."""
         self._clear()
         if state == "started":
-            self.console.print(f"[bold]{name}[/]", highlight=False)
+            self.task = self.display.add_task(name, total=None, unit="")
         else:
             took = f" in {say_seconds(seconds)}" if state == "finished" else ""
             self.console.print(f"[green]✓[/] {name} [dim]{state}{took}[/]", highlight=False)
@@ -179,7 +179,7 @@ class BarProgress:
     def begin(self, task: str, total: int, unit: str) -> None:
         """A new bar in the place of the old one."""
         self._clear()
-        self.task = self.display.add_task(f"  {task}", total=total, unit=unit)
+        self.task = self.display.add_task(task, total=total, unit=unit)
 
     def advance(self, amount: int = 1) -> None:
         """Moves the bar."""

@@ -170,5 +170,5 @@ def test_bars_fit_sixty_columns() -> None:
     assert max(len(line) for line in lines) <= 60
     assert "✓ 001/prompts already done" in lines
     assert "✓ 001/heldout_reward_model finished in 1 min 15 s" in lines
-    assert any("40 %" in line for line in lines)
+    assert any("40%" in line and line.startswith("scoring test pairs") for line in lines)
     assert any("validation_loss 0.6931" in line for line in lines)

@@ -155,3 +155,31 @@ def test_the_doctor_refuses_a_template_that_never_ends_an_answer(accord: Accord,
     assert done.returncode == 4
     assert "✗ chat_template" in done.stdout
     assert "not fit to be optimised: chat_template" in done.stderr
+
+
+def list_keys(value: object) -> set[str]:
+    """Every key of a JSON value, at any depth; keys that are data (names of annotators, stages, bins) are left out."""
+    if isinstance(value, dict):
+        data = {"timings_seconds", "parents"}
+        own = {key for key in value if isinstance(key, str)}
+        return own.union(*(list_keys(item) for key, item in value.items() if key not in data), set())
+    if isinstance(value, list):
+        return set().union(*(list_keys(item) for item in value), set())
+    return set()
+
+
+def test_every_metric_and_every_key_of_the_report_is_in_the_docs(finished: list[dict], place: Path) -> None:
+    docs = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    words = {word for code in re.findall(r"`([^`\n]+)`", docs) for word in re.findall(r"\w+", code)}
+    rounds = place / "tiny/rounds/001"
+    rows = [json.loads(line) for line in (rounds / "metrics.jsonl").read_text().splitlines()]
+    metrics = set().union(*rows)
+    report = list_keys(json.loads((rounds / "report.json").read_text()))
+    ledger = set().union(*(json.loads(line) for line in (rounds / "ledger.jsonl").read_text().splitlines()))
+    assert len(metrics) > 10
+    assert len(report) > 30
+    assert {"metrics": metrics - words, "report": report - words, "ledger": ledger - words} == {
+        "metrics": set(),
+        "report": set(),
+        "ledger": set(),
+    }
