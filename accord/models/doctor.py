@@ -176,8 +176,9 @@ def check_ratio(fresh: Tensor, before: Tensor) -> CheckResult:
 def check_adapter_off(base: Base, layout: Layout, before: Tensor) -> CheckResult:
     """After a training step the policy has moved, and the base without its adapter is what it was, bit for bit."""
     name = "adapter_off_is_base"
-    gap = _largest_gap(_compute_logits(base, None, layout), before)
-    moved = _largest_gap(_compute_logits(base, POLICY, layout), before)
+    with base.activate(POLICY):  # so that an adapter that stays on is the trained one
+        moved = _largest_gap(_compute_logits(base, POLICY, layout), before)
+        gap = _largest_gap(_compute_logits(base, None, layout), before)
     if not moved > 0.0:
         return CheckResult(name, False, gap, 0.0, "a training step on the adapter changes nothing: it cannot learn")
     return CheckResult(

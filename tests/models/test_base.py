@@ -112,12 +112,17 @@ def test_activation_nests_and_survives_exceptions(tiny_base):
             with base.activate(role) as model:
                 alone[role] = now(model)
         assert not torch.equal(alone["train"], alone["keys"])
-        with base.activate("train") as model:
-            with pytest.raises(RuntimeError), base.activate("keys"):
+
+        def fail_inside():
+            with base.activate("keys") as inner:
                 with base.activate(None) as reference:
                     assert torch.equal(now(reference), alone[None])
-                assert torch.equal(now(model), alone["keys"])
+                assert torch.equal(now(inner), alone["keys"])
                 raise RuntimeError
+
+        with base.activate("train") as model:
+            with pytest.raises(RuntimeError):
+                fail_inside()
             assert torch.equal(now(model), alone["train"])
             with pytest.raises(ModelError, match="active"):
                 base.remove("train")
