@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158, 44, 30, 26, 8
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 172, 44, 26, 26, 8
 
 
 @dataclass(frozen=True, slots=True)

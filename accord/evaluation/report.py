@@ -46,6 +46,13 @@ COMPARED = (
     ("finished_share", "Finished by itself", 0, True),
     ("entropy_nats", "Entropy, nats a token", 2, False),
 )
+COLUMNS = (
+    ("cells", "reference"),
+    ("cells", "policy"),
+    ("changes", "reference"),
+    ("cells", "best_of_n"),
+    ("changes", "best_of_n"),
+)
 DIVERSITY = (
     ("distinct_1", "Distinct words", False),
     ("distinct_2", "Distinct 2-grams", False),
@@ -93,6 +100,8 @@ def render_report(report: Report) -> str:
         consensus=CONSENSUS_NAMES.get(feedback.get("consensus", ""), feedback.get("consensus") or "a rule not named"),
         history=_tabulate_history(report),
         sides=[(key, names[key]) for key in SIDES],
+        names=names,
+        columns=COLUMNS,
         compared=_compare_sides(evaluation),
         diversity=DIVERSITY,
         reward_cards=_list_reward_cards(report),

@@ -28,8 +28,8 @@ def say_number(value: float | int | None, digits: int = 2, *, sign: bool = False
     if value is None:
         return NOT_MEASURED
     text = f"{value:+,}" if isinstance(value, int) else f"{value:+,.{digits}f}"
-    if not text.strip("+-0.,"):  # no negative zero
-        text = "+" + text[1:]
+    if not text.strip("+-0.,"):  # a zero has no sign
+        return text[1:]
     text = text.replace("-", MINUS)
     return text if sign or text.startswith(MINUS) else text[1:]
 
