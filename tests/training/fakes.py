@@ -1,4 +1,4 @@
-"""What the trainers' tests stand on: a checkpoint in memory, a progress that collects, and models small enough to enumerate."""
+"""What trainers' tests stand on: a checkpoint in memory, a progress that collects, models small enough to enumerate."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class DigitTokenizer(ChatTokenizer):
 def build_digit_base(
     digits: int = 4, *, eos: bool = False, split: int = 0, seed: int = 0, layers: int = 2, spread: float = 0.2
 ) -> Base:
-    """A tiny random Llama over digits. Without `eos` its vocabulary is the digits alone: nothing else can be sampled."""
+    """A tiny random Llama over digits. Without `eos` its vocabulary is the digits: nothing else can be sampled."""
     tokens = DigitTokenizer(digits, eos=eos)
     config = LlamaConfig(
         vocab_size=tokens.vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,

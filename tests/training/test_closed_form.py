@@ -21,7 +21,7 @@ SETTINGS = PpoSection(
 
 
 def train_enumerable(seed: int, lora: LoraSettings | None) -> tuple[Base, torch.Tensor]:
-    """Train a policy over 4 tokens and 2 steps on random rewards; the base and the reward of each of the 16 sequences."""
+    """Train a policy over 4 tokens and 2 steps on random rewards; the base and the rewards of the 16 sequences."""
     base = build_digit_base(4, seed=seed, layers=1)
     base.add_policy("policy", lora=lora, seed=seed)
     base.add_scorer("critic", lora=LoraSettings(8, 16), seed=seed)
