@@ -71,7 +71,7 @@ class SampleSection(Section):
     completions: int = Field(2, ge=2, description="Completions for each prompt shown to annotators.")
     max_new_tokens: int = Field(48, ge=1, description="A completion is cut after so many tokens.")
     temperature: float = Field(1.0, gt=0, description="Of sampling, and of old, new and reference logprobs.")
-    batch_size: int = Field(32, ge=1, description="Sequences decoded side by side; changes speed and memory only.")
+    batch_size: int = Field(64, ge=1, description="Sequences decoded side by side; changes speed and memory only.")
 
 
 class FeedbackSection(Section):
