@@ -1,4 +1,4 @@
-"""The commands: init, run, status, report, doctor, import, export, demo.
+"""The commands init, run, demo, status, report and doctor; import and export stand in `feedback`.
 
 Each is a few lines that read the settings, call the loop or the vote store, and show what came of it. What is heavy is
 imported inside the command that needs it, so that `accord --help` answers at once.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import accord
+from accord.cli.feedback import export_votes, import_votes
 from accord.cli.progress import JsonProgress, show_progress
 from accord.cli.project import create_project, find_examples
 from accord.cli.tables import build_checks_table, build_plan_table, print_plan
@@ -261,38 +262,5 @@ def doctor(
         require_healthy(checks)
 
 
-@app.command("import")
-def import_(
-    folder: Annotated[Path, typer.Argument(help="The project's folder.", metavar="DIR")],
-    files: Annotated[list[Path], typer.Argument(help="Files or data set folders.", metavar="FILE...")],
-    format: Annotated[str | None, typer.Option(help="Needed only where it cannot be told from the rows.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Import the good rows and keep the rejects in a file.")
-    ] = False,
-) -> None:
-    """Read people's votes and preferences into the project."""
-    load_config(folder)
-    from accord.feedback.importing import import_file
-    from accord.feedback.store import VoteStore
-    from accord.workspace import Workspace
-
-    with VoteStore(Workspace(folder).database_url) as store:
-        for file in files:
-            typer.echo(str(import_file(store, file, format=format, skip_bad=skip_bad)))
-
-
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(help="The project's folder.", metavar="DIR")],
-    file: Annotated[Path, typer.Argument(help="Where to.", metavar="FILE")],
-    format: Annotated[str, typer.Option(help="docs/formats.md lists them.")] = "votes",
-) -> None:
-    """Write the project's votes to a file."""
-    load_config(folder)
-    from accord.feedback.exporting import export_file
-    from accord.feedback.store import VoteStore
-    from accord.workspace import Workspace
-
-    with VoteStore(Workspace(folder).database_url) as store:
-        written = export_file(store, file, format)
-    typer.echo(f"wrote {written} rows to {file}")
+app.command("import")(import_votes)
+app.command("export")(export_votes)

@@ -1,5 +1,6 @@
 """The built wheel holds all it needs: it is installed elsewhere and works there, away from the checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,16 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     assert wanted, "the list of files comes from git"
     assert wanted - names == set()
     assert not {name for name in names if name.startswith(("tests/", "docs/", "examples/"))}
+
+
+def test_the_loop_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    build_tiny_model(tmp_path / "tiny-model")
+    accord(installed, "init", "project", "--example", "tiny", cwd=tmp_path)
+    events = [json.loads(line) for line in accord(installed, "run", "project", "--json", cwd=tmp_path).splitlines()]
+    assert events[-1]["event"] == "finished"
+    page = (tmp_path / "project/rounds/001/report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "<style>" in page
 
 
 def test_the_command_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> None:
