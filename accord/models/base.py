@@ -36,7 +36,7 @@ from accord.models.adapters import (
 from accord.models.heads import ScalarHead
 from accord.models.tokenizer import ChatTokenizer
 from accord.models.trunk import build_probe, choose_split, find_layers, find_trunk
-from accord.models.weights import compute_fingerprint, copy_model
+from accord.models.weights import compute_fingerprint, copy_model, keep_head_fast
 
 ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -67,7 +67,7 @@ class Base:
         """
         self.name = name
         self.tokens = tokens
-        self.model = model.eval().requires_grad_(False)
+        self.model = keep_head_fast(model.eval().requires_grad_(False))
         self.device = model.device
         self.dtype = model.dtype
         self.hidden_size: int = model.config.get_text_config().hidden_size
@@ -196,9 +196,10 @@ class Base:
         """
         self._check_last(input_ids, last)
         with self._prepared(role, input_ids, trunk) as model:
-            inputs = self._inputs(input_ids, attention_mask)
-            logits: Tensor = model(**inputs, logits_to_keep=last + 1).logits
-        return logits[:, :-1]
+            end = input_ids.shape[1] - 1
+            columns = torch.arange(end - last, end, device=input_ids.device)
+            logits: Tensor = model(**self._inputs(input_ids, attention_mask), logits_to_keep=columns).logits
+        return logits
 
     def compute_values(
         self,

@@ -1,11 +1,11 @@
-"""Whole weights: the hash of a frozen model, and its full trainable copy."""
+"""Whole models: the hash of frozen weights, a full trainable copy, a head that its input's layout does not slow."""
 
 from __future__ import annotations
 
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
@@ -38,4 +38,18 @@ def copy_model(model: PreTrainedModel) -> PreTrainedModel:
         for name, parameter in copy.named_parameters():
             parameter.copy_(frozen_weights(model)[name])
     copy.generation_config = model.generation_config
-    return copy.eval().requires_grad_(True)
+    return keep_head_fast(copy.eval().requires_grad_(True))
+
+
+def keep_head_fast(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy what enters the LM head into one block of memory first; returns the same model.
+
+    transformers hands the head a slice of columns, a view with gaps. On a CPU in bfloat16 torch multiplies such a view
+    row by row: 4.4 s instead of 0.014 s for the last column of 32 prompts of SmolLM2.
+    """
+
+    def make_contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].contiguous(), *inputs[1:])
+
+    model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
+    return model

@@ -230,3 +230,16 @@ def test_roles_are_named_listed_and_removed(tiny_base):
     assert base.roles() == ["critic"]
     assert not any("role_policy" in name for name, _ in base.model.named_parameters())
     base.add_policy("policy", lora=LORA, seed=0)
+
+
+@pytest.mark.parametrize("role", [None, "full"])
+def test_the_head_is_given_one_block_of_memory(tiny_base, role):
+    base = tiny_base()
+    base.add_policy("full", lora=None, seed=0)
+    ids, mask = build_probe(base.vocabulary, base.device)
+    with base.activate(role) as model, torch.no_grad():
+        layouts = []
+        model.lm_head.register_forward_hook(lambda _, inputs, __: layouts.append(inputs[0].is_contiguous()))
+        model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=1)  # as the sampler reads its prompts
+        base.compute_logits(role, ids, mask, 5)
+    assert layouts == [True, True]
