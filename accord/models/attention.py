@@ -1,10 +1,10 @@
 """Grouped attention: the heads that share a key are multiplied with it together, and keys are never copied once a head.
 
-Implements softmax(q k^T * scaling + mask) v for grouped-query attention (Ainslie et al. 2023), with the softmax in float32,
-under the interface that transformers gives to attention functions. On a CPU in bfloat16 it decodes 1.7 times as fast as
-transformers' eager attention with the same result, and its rounding does not depend on the batch's shape as that of the
-fused kernel does (which moved a token's logprob by 0.05 nats between sampling and training). Leaves out dropout, which is
-off everywhere, and attention sinks.
+Implements softmax(q k^T * scaling + mask) v for grouped-query attention (Ainslie et al. 2023), with the softmax in
+float32, under the interface that transformers gives to attention functions. On a CPU in bfloat16 it decodes 1.7 times
+as fast as transformers' eager attention with the same result, and its rounding does not depend on the batch's shape as
+that of the fused kernel does (which moved a token's logprob by 0.05 nats between sampling and training). Leaves out
+dropout, which is off everywhere, and attention sinks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def compute_grouped_attention(
         ModelError: the model wants attention sinks or dropout.
     """
     if kwargs.get("s_aux") is not None or dropout:
-        raise ModelError("this model's attention wants sinks or dropout", where=type(module).__name__, mend="use another")
+        raise ModelError(
+            "this model's attention wants sinks or dropout", where=type(module).__name__, mend="use another"
+        )
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     factor = width**-0.5 if scaling is None else scaling

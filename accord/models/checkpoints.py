@@ -1,8 +1,8 @@
 """Roles and optimisers as plain tensors: PEFT folders that others can load, and flat dictionaries for checkpoints.
 
 Implements, for an adapter, `adapter_model.safetensors` and `adapter_config.json` as peft writes them; for a scorer also
-`head.safetensors` (`weight` (H,), `bias` ()); for a full copy, a transformers folder; beside each, `role.json` (kind,
-split, the base's fingerprint). Nothing written depends on the clock or the machine, nothing read is unpickled.
+`head.safetensors` (`weight` (H,), `bias` ()); for a full copy, a whole transformers folder; and in each, `role.json`
+(kind, split, the base's fingerprint). Nothing written depends on the clock or the machine, nothing read is unpickled.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def save_role(base: Base, role: str, folder: Path) -> None:
     if found.lora is None:
         found.model.config._name_or_path = ""
         found.model.save_pretrained(folder)
+        base.tokens.inner.save_pretrained(folder)
         return
     state = {name: value.cpu().contiguous() for name, value in base.state(role).items()}
     head = {name.removeprefix("head."): state.pop(name) for name in list(state) if name.startswith("head.")}

@@ -1,8 +1,8 @@
 """FusedLoraLinear: peft's LoRA layer with a lean forward and backward pass; weights, names and files stay peft's own.
 
-Implements h = x W^T + b + s (x A^T) B^T with the two thin products in the dtype of x, added in place, where peft casts every
-activation to float32 and back (a third of the time of a training step on a CPU). A and B stay float32, and so do their
-gradients' sums. Leaves out everything but one plain active adapter: then peft's own forward runs.
+Implements h = x W^T + b + s (x A^T) B^T with the two thin products in the dtype of x, added in place, where peft casts
+every activation to float32 and back (a third of the time of a training step on a CPU). A and B stay float32, and so do
+their gradients' sums. Leaves out everything but one plain active adapter: then peft's own forward runs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class _LoraProduct(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
-class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """A linear layer with adapters. See the module's docstring for what it computes; source: Hu et al. 2021, section 4.1."""
+class FusedLoraLinear(LoraLinear):
+    """A linear layer with adapters; the module's head says what it computes. Source: Hu et al. 2021, section 4.1."""
 
     def forward(self, x: Float[Tensor, "*B I"], *args: Any, **kwargs: Any) -> Float[Tensor, "*B O"]:
         """The layer's output under the active adapter, in the dtype of x."""

@@ -12,6 +12,7 @@ from accord.errors import ModelError
 from accord.models import LoraSettings, load_base
 from accord.models.checkpoints import pack_optimizer, unpack_optimizer
 from accord.models.trunk import build_probe
+from accord.types import Prompt
 
 LORA = LoraSettings(rank=3, alpha=6)
 
@@ -75,6 +76,9 @@ def test_a_full_policy_is_a_transformers_folder(tiny_base, tmp_path):
         assert torch.equal(base.compute_logits("again", ids, mask, 5), expected)
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
         assert torch.allclose(plain(input_ids=ids[:1]).logits[:, -6:-1], expected[:1], atol=1e-4)
+        fresh = load_base(str(tmp_path / "a"), dtype="float32", device="cpu")  # tokenizer and all
+        assert torch.equal(fresh.compute_logits(None, ids, mask, 5), expected)
+    assert fresh.tokens.encode_prompt(Prompt.from_user("Hi")) == base.tokens.encode_prompt(Prompt.from_user("Hi"))
 
 
 def test_a_role_for_another_base_split_or_kind_is_refused_and_leaves_no_trace(tiny_base, tmp_path):
