@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from typing import Literal
 
 from accord.errors import DataError
 from accord.types import Prompt
@@ -15,7 +14,7 @@ from accord.types import Prompt
 PARTS = ("train", "evaluation")
 
 
-def load_starter_prompts(part: Literal["train", "evaluation"]) -> list[Prompt]:
+def load_starter_prompts(part: str) -> list[Prompt]:
     """The prompts of one part, in the file's order: chats of one user turn, ASCII, 5 to 25 words.
 
     Raises: DataError where `part` is neither "train" nor "evaluation".

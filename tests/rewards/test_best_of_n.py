@@ -34,7 +34,16 @@ def test_each_prompt_gets_its_best_row_whole() -> None:
     assert torch.equal(best.prompt_mask, FIRST.prompt_mask)
     assert best.completion_ids.shape == best.completion_mask.shape == best.logprobs.shape == (3, 5)
     assert best.completion_mask.dtype == torch.bool
+    assert best.completion_mask.sum(dim=1).tolist() == [5, 3, 3]
+    assert best.completion_mask[:, 0].all()
     assert not best.logprobs[~best.completion_mask].any()
+
+
+def test_narrower_prompts_are_padded_on_the_left() -> None:
+    trimmed = Rollout(**{**vars(FIRST), "prompt_ids": FIRST.prompt_ids[:, 1:], "prompt_mask": FIRST.prompt_mask[:, 1:]})
+    best = choose_best([trimmed, SECOND], torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert torch.equal(best.prompt_ids, FIRST.prompt_ids)  # the third, full width, comes from SECOND, drawn alike
+    assert torch.equal(best.prompt_mask, FIRST.prompt_mask)
 
 
 def test_the_first_of_equals_wins() -> None:

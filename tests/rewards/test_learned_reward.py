@@ -63,6 +63,8 @@ def test_scores_keep_their_order_whatever_the_batch_size(batch_size: int) -> Non
     scores = LearnedReward(base, "reward", batch_size)(rollout)
     assert scores.tolist() == compute_by_hand(rollout)
     assert scores.dtype == torch.float32
+    lengths = sorted(rollout.attention_mask.sum(dim=1).tolist())
+    assert [width for _, width in base.shapes] == [max(lengths[i : i + batch_size]) for i in range(0, 5, batch_size)]
     assert [n for n, _ in base.shapes] == [min(batch_size, 5 - i) for i in range(0, 5, batch_size)]
 
 

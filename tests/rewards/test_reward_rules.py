@@ -144,5 +144,7 @@ def test_words_and_sentences() -> None:
 def test_the_request_is_the_last_user_turn() -> None:
     chat = Prompt(messages=(Message("user", "first"), Message("assistant", "reply"), Message("user", "second")))
     assert find_request(chat) == "second"
+    opened = Prompt(messages=(*chat.messages, Message("assistant", "Well,")))  # an answer already begun
+    assert find_request(opened) == "second"
     assert find_request(Prompt(text="a bare text")) == "a bare text"
     assert find_request(Prompt(messages=(Message("system", "only"),))) == "only"

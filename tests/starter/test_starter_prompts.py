@@ -27,7 +27,7 @@ def test_counts_and_distinct_ids() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_each_prompt_is_one_short_ascii_request(part: str) -> None:
-    for prompt in load_starter_prompts(part):  # type: ignore[arg-type]
+    for prompt in load_starter_prompts(part):
         assert [m.role for m in prompt.messages] == ["user"]
         content = prompt.messages[0].content
         assert content.isascii()
@@ -42,7 +42,7 @@ def test_parts_share_no_five_words_in_a_row() -> None:
 
 
 def test_no_two_prompts_are_nearly_the_same() -> None:
-    words = [set(find_words(p)) for part in PARTS for p in load_starter_prompts(part)]  # type: ignore[arg-type]
+    words = [set(find_words(p)) for part in PARTS for p in load_starter_prompts(part)]
     for i, first in enumerate(words):
         for second in words[:i]:
             assert len(first & second) / len(first | second) <= 0.5, (first, second)
@@ -50,10 +50,10 @@ def test_no_two_prompts_are_nearly_the_same() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_about_a_third_ask_for_a_short_answer(part: str) -> None:
-    contents = [p.messages[0].content.lower() for p in load_starter_prompts(part)]  # type: ignore[arg-type]
+    contents = [p.messages[0].content.lower() for p in load_starter_prompts(part)]
     assert 0.25 <= sum("one sentence" in c or "brief" in c for c in contents) / len(contents) <= 0.42
 
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(DataError, match="no starter prompts named 'test'"):
-        load_starter_prompts("test")  # type: ignore[arg-type]
+        load_starter_prompts("test")
