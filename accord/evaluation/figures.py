@@ -53,7 +53,9 @@ def build_curves(report: Report) -> list[Figure]:
         shown = [(key, name, colour) for key, name, colour in series if _points(history, key)[1]]
         if not shown:
             continue
-        layout = _layout("update", axis, legend=len(shown) > 1)
+        layout = _layout("update", axis, legend=len(shown) > 1) | {"hovermode": "x unified"}
+        spike = {"spikecolor": "--muted", "spikethickness": 1, "spikedash": "dot"}
+        layout["xaxis"] |= spike | {"unifiedhovertitle": {"text": "update %{x}"}}
         layout["shapes"], layout["annotations"] = _mark_best(policy.get("best_update"))
         if shown[0][0] == "kl_nats" and policy.get("max_kl_nats") is not None:
             _add_level(layout, float(policy["max_kl_nats"]), "budget")
@@ -129,7 +131,7 @@ def _line(history: Sequence[Row], key: str, name: str, colour: str) -> Trace:
     x, y = _points(history, key)
     mode = "lines+markers" if len(x) <= 40 else "lines"
     return {"x": x, "y": y, "name": name, "mode": mode, "line": {"color": colour, "width": 2.5}, "marker": {"size": 6},
-            "hovertemplate": f"update %{{x}}: %{{y:.4g}}<extra>{name}</extra>"}  # fmt: skip
+            "hovertemplate": f"%{{y:.4g}}<extra>{name}</extra>"}  # fmt: skip
 
 
 def _tell(history: Sequence[Row], key: str, name: str) -> str:

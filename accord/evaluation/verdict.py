@@ -231,7 +231,8 @@ def _check_stopped(report: Report) -> Finding:
         return Finding("Did training end as planned?", "Not measured.", "unmeasured")
     if policy["stopped"]:
         return Finding("Training was stopped early", f"{policy['stopped']}", "unclear")
-    return Finding("Training ended as planned", f"Kept: update {policy.get('best_update', NOT_MEASURED)}.", "good")
+    update = policy.get("best_update")
+    return Finding("Training ended as planned", "" if update is None else f"Kept: update {update}.", "good")
 
 
 def _card(
@@ -269,9 +270,10 @@ def _toxicity_remark(evaluation: Numbers) -> str:
     """'mean 0.031 → 0.030, deviation 0.05 → 0.04': before and after."""
     parts = []
     for word, path in (("mean", ("toxicity", "value")), ("deviation", ("toxicity_std",))):
-        before, after = (say_number(_at(evaluation, side, *path), 3) for side in ("reference", "policy"))
-        parts.append(f"{word} {before} \N{RIGHTWARDS ARROW} {after}")
-    return ", ".join(parts)
+        before, after = (_at(evaluation, side, *path) for side in ("reference", "policy"))
+        if before is not None and after is not None:
+            parts.append(f"{word} {say_number(before, 3)} \N{RIGHTWARDS ARROW} {say_number(after, 3)}")
+    return ", ".join(parts) or "policy minus reference"
 
 
 def _at(tree: Any, *path: str) -> Any:

@@ -24,9 +24,13 @@
     }
   };
 
-  const resize = () => Object.keys(figures).forEach((id) => Plotly.Plots.resize(id));
+  // Paper is light, whatever the screen is.
+  const print = (paper) => {
+    document.documentElement.classList.toggle("paper", paper);
+    draw();
+  };
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("beforeprint", resize);
-  addEventListener("afterprint", resize);
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
 })();
