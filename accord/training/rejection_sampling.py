@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accord.rewards import choose_best
 from accord.training.checks import check_finite, check_rollout
 from accord.training.job import MetricRow, TrainingJob, TrainingResult
 from accord.training.optimization import check_reference, compute_reference_hash, select
@@ -21,7 +22,7 @@ from accord.training.sequences import TokenSequence
 from accord.training.sft import fit_sequences
 from accord.types import Checkpoint, Rollout, derive_seed
 
-PROMPTS_AT_ONCE = 32
+PROMPTS_AT_ONCE = 64
 """Prompts whose candidates are sampled and scored together; changes memory and speed only."""
 BEST = "best/"
 
@@ -68,27 +69,30 @@ def choose_winners(job: TrainingJob) -> tuple[list[TokenSequence], dict[str, flo
     """
     count, sample = job.config.rejection_sampling.candidates, job.config.sample
     winners: list[TokenSequence] = []
-    all_scores, best_scores = [], []
+    seen: list[Tensor] = []
     job.progress.begin(f"best of {count}", len(job.prompts), "prompts")
     for start in range(0, len(job.prompts), PROMPTS_AT_ONCE):
         chunk = job.prompts[start : start + PROMPTS_AT_ONCE]
-        rollout = job.generator.generate(
-            job.policy,
-            [prompt for prompt in chunk for _ in range(count)],
-            seeds=[derive_seed(job.seed, "candidate", start + i, k) for i in range(len(chunk)) for k in range(count)],
-            max_new_tokens=sample.max_new_tokens,
-            temperature=sample.temperature,
-        )
-        check_rollout(rollout, job.base.tokens)
-        scores = job.proxy(rollout).float().cpu().view(len(chunk), count)
+        rollouts = [
+            job.generator.generate(
+                job.policy,
+                chunk,
+                seeds=[derive_seed(job.seed, "candidate", start + i, k) for i in range(len(chunk))],
+                max_new_tokens=sample.max_new_tokens,
+                temperature=sample.temperature,
+            )
+            for k in range(count)
+        ]
+        for rollout in rollouts:
+            check_rollout(rollout, job.base.tokens)
+        scores = torch.stack([job.proxy(rollout).float().cpu() for rollout in rollouts])
         check_finite({"score": scores}, where="rejection sampling")
-        best = scores.argmax(dim=1)
-        winners += [take_sequence(rollout, i * count + int(best[i])) for i in range(len(chunk))]
-        all_scores.append(scores.flatten())
-        best_scores.append(scores.amax(dim=1))
+        best = choose_best(rollouts, scores)
+        winners += [take_sequence(best, row) for row in range(len(best))]
+        seen.append(scores)
         job.progress.advance(len(chunk))
-    means = {"score": torch.cat(all_scores).mean(), "winner_score": torch.cat(best_scores).mean()}
-    return winners, {name: float(value) for name, value in means.items()}
+    scores = torch.cat(seen, dim=1)
+    return winners, {"score": float(scores.mean()), "winner_score": float(scores.amax(dim=0).mean())}
 
 
 def take_sequence(rollout: Rollout, row: int) -> TokenSequence:
