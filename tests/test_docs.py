@@ -92,6 +92,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert find_broken_links(page) == []
 
 
+def test_pages_that_the_code_names_are_there() -> None:
+    files = [*(ROOT / "accord").rglob("*.py"), *(ROOT / "accord").rglob("*.j2"), *PAGES]
+    named = {name for file in files for name in re.findall(r"\bdocs/[\w-]+\.md", file.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
 def test_every_page_is_reached_from_the_index() -> None:
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([^)#]+\.md)", index))
