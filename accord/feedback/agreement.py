@@ -7,10 +7,10 @@ of a model with people (`evaluation`), and flags.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ Level = Literal["nominal", "ordinal", "interval", "ratio"]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 CHOICE_CODES = {"a": 0.0, "tie": 1.0, "b": 2.0, "both_bad": 3.0}
+OTHER_WAY_ROUND = {0.0: 2.0, 2.0: 0.0}
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,20 @@ def build_agreement_table(
     """
     import pandas as pd
 
-    cells: dict[tuple[Any, ...], dict[str, float]] = {}
-    for vote in sorted(votes, key=lambda vote: (vote.created_at, vote.id)):
-        for item, value in _judgements(vote, kind):
-            cells.setdefault(item, {})[vote.annotator] = value
+    judgements = [
+        judgement
+        for vote in sorted(votes, key=lambda vote: (vote.created_at, vote.id))
+        for judgement in _read_judgements(vote, kind)
+    ]
+    turned = Counter[_Item]()  # how much more often the pair was shown the other way round
+    for judgement in judgements:
+        turned[judgement.item] += 1 if judgement.turned else -1
+    cells: dict[_Item, dict[str, float]] = {}
+    for judgement in judgements:
+        value = judgement.value
+        if judgement.turned != (turned[judgement.item] > 0):
+            value = OTHER_WAY_ROUND.get(value, value)
+        cells.setdefault(judgement.item, {})[judgement.annotator] = value
     names = sorted({name for row in cells.values() for name in row})
     items = sorted(cells)
     return pd.DataFrame([[cells[item].get(name, np.nan) for item in items] for name in names], index=names)
@@ -156,27 +167,36 @@ def compute_alpha(
     return _build_interval(float(evalica.alpha(usable, distance=level).alpha), np.array(estimates), confidence)
 
 
-def _judgements(vote: Vote, kind: str) -> Iterable[tuple[tuple[Any, ...], float]]:
-    """(item, value) for each thing that `vote` says, in the terms of `build_agreement_table`."""
+_Item = tuple[Any, ...]
+
+
+class _Judgement(NamedTuple):
+    """What one annotator said of one item; `turned` where the answer with the larger id was shown first."""
+
+    item: _Item
+    annotator: str
+    value: float
+    turned: bool = False
+
+
+def _read_judgements(vote: Vote, kind: str) -> Iterator[_Judgement]:
+    """Each thing that `vote` says, in the terms of `build_agreement_table`."""
     if kind == "rating" and vote.kind == "rating" and vote.rating is not None:
         answer = vote.completions[0]
-        yield (vote.prompt.id, answer.id, answer.origin), vote.rating
-    if kind != "comparison":
-        return
-    if vote.kind == "comparison" and vote.choice is not None:
+        yield _Judgement((vote.prompt.id, answer.id, answer.origin), vote.annotator, vote.rating)
+    elif kind == "comparison" and vote.kind == "comparison" and vote.choice is not None:
         a, b = vote.completions
         yield _place(vote, a, b, vote.choice)
-    elif vote.kind == "ranking" and vote.ranks is not None:
-        for (a, rank_a), (b, rank_b) in combinations(zip(vote.completions, vote.ranks, strict=True), 2):
+    elif kind == "comparison" and vote.kind == "ranking" and vote.ranks is not None:
+        ranked = sorted(zip(vote.completions, vote.ranks, strict=True), key=lambda row: (row[0].id, row[0].origin))
+        for (a, rank_a), (b, rank_b) in combinations(ranked, 2):
             yield _place(vote, a, b, "tie" if rank_a == rank_b else "a" if rank_a < rank_b else "b")
 
 
-def _place(vote: Vote, a: Completion, b: Completion, choice: str) -> tuple[tuple[Any, ...], float]:
+def _place(vote: Vote, a: Completion, b: Completion, choice: str) -> _Judgement:
     first, second = (a.id, a.origin), (b.id, b.origin)
-    if second < first:
-        first, second = second, first
-        choice = {"a": "b", "b": "a"}.get(choice, choice)
-    return (vote.prompt.id, first, second), CHOICE_CODES[choice]
+    item = (vote.prompt.id, min(first, second), max(first, second))
+    return _Judgement(item, vote.annotator, CHOICE_CODES[choice], turned=second < first)
 
 
 def _count_equal_pairs(column: np.ndarray) -> float:

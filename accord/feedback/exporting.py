@@ -40,6 +40,11 @@ class ExportResult:
     format: str
     path: Path
 
+    def __str__(self) -> str:
+        lost = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
+        text = f"{self.written} rows of {self.format} in {self.path}"
+        return f"{text}; left out, because {self.format} has no words for them: {lost}" if lost else text
+
 
 def export_file(store: VoteStore, path: str | Path, format: str) -> ExportResult:
     """Writes the store's votes to `path`, which appears whole or not at all; a name ending in .gz is compressed.
@@ -92,7 +97,7 @@ def _export_dataset(store: VoteStore, path: Path, left_out: Counter[str]) -> int
                 votes = datasets.Dataset.from_parquet(str(table), cache_dir=str(cache))
             else:  # from_parquet knows no empty split
                 votes = datasets.Dataset(_build_arrow_schema().empty_table())
-            votes.save_to_disk(str(saved))
+            votes.save_to_disk(str(saved), num_shards=None if written else 1)
         table.unlink()
         shutil.rmtree(cache, ignore_errors=True)
         for file in saved.iterdir():

@@ -60,7 +60,7 @@ class BadRowsError(DataError):
     def __init__(self, bad_rows: tuple[BadRow, ...], rejected: int) -> None:
         self.bad_rows = bad_rows
         self.rejected = rejected
-        shown = [f"{bad.path}:{bad.line}: {bad.reason}" for bad in bad_rows[:BAD_ROWS_SHOWN]]
+        shown = [str(bad) for bad in bad_rows[:BAD_ROWS_SHOWN]]
         if rejected > len(shown):
             shown.append(f"and {rejected - len(shown)} more")
         super().__init__(
@@ -84,6 +84,10 @@ class ImportResult:
     format: str
     bad_rows: tuple[BadRow, ...] = ()
     rejects: Path | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.read} rows of {self.format}: {self.added} new votes, {self.duplicates} known"
+        return f"{text}, {self.rejected} bad rows kept in {self.rejects}" if self.rejected else text
 
 
 @dataclass

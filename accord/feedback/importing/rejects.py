@@ -70,5 +70,4 @@ class RejectsFile:
             source.seek(offset)
             while length and (block := source.read(min(BLOCK_BYTES, length))):
                 length -= len(block)
-                # The line's own end is no part of it.
-                self._stream.write(base64.b64encode(block if length else block.rstrip(b"\r\n")).decode("ascii"))
+                self._stream.write(base64.b64encode(block).decode("ascii"))

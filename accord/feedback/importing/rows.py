@@ -63,8 +63,9 @@ def list_data_files(path: Path) -> list[Path]:
         raise DataError("there is no such file or folder", where=str(path), mend="check the path")
     if path.is_file():
         return [path]
-    patterns = ("*.arrow",) if _is_disk_dataset(path) else ("*.parquet", "*.jsonl", "*.jsonl.gz")
-    files = sorted(file for pattern in patterns for file in path.rglob(pattern))
+    if _is_disk_dataset(path):
+        return sorted(path.rglob("*.arrow"))  # none where it has no rows
+    files = sorted(file for pattern in ("*.parquet", "*.jsonl", "*.jsonl.gz") for file in path.rglob(pattern))
     if not files:
         raise DataError(
             "the folder holds no data", where=str(path), mend="give a saved dataset, or .parquet or .jsonl files in it"
@@ -118,13 +119,12 @@ def _read_lines(path: Path, max_line_bytes: int) -> Iterator[SourceRow]:
         with open_lines(path) as stream:
             while raw := stream.readline(max_line_bytes + 1):
                 number += 1
-                start, length = offset, len(raw)
-                while not raw.endswith(b"\n") and (more := stream.readline(1 << 20)):
-                    length += len(more)
-                    if more.endswith(b"\n"):
-                        break
+                start, length, end = offset, len(raw), raw[-1:]
+                while end != b"\n" and (more := stream.readline(1 << 20)):
+                    length, end = length + len(more), more[-1:]
                 offset += length
-                if length > len(raw):
+                length -= end == b"\n"
+                if length > max_line_bytes:
                     reason = f"the line has {length} bytes, more than {max_line_bytes}"
                     yield SourceRow(path, number, None, reason, raw[:KEPT_BYTES], (start, length))
                 elif raw.strip():
