@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 from accord.cli.words import say_count, say_metrics, say_seconds
@@ -157,9 +158,9 @@ class BarProgress:
         self.console = console
         self.display = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TaskProgressColumn(),
-            _Rate(),
+            _Rate(table_column=Column(no_wrap=True)),
             console=console,
             expand=True,
             transient=True,
