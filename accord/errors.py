@@ -1,4 +1,4 @@
-"""One tree of errors. Every error says what was wrong, where, and the mend; nothing else in Accord is raised at users."""
+"""One tree of errors. Every error says what was wrong, where, and the mend; nothing else is raised at users."""
 
 from __future__ import annotations
 

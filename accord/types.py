@@ -1,4 +1,4 @@
-"""The words of the loop as frozen values: prompts, completions, votes, preferences, rollouts, and the seams between rooms.
+"""The words of the loop as frozen values: prompts, completions, votes, preferences, rollouts; the seams between rooms.
 
 Implements identity (content hashes) and validation of a single value. Leaves out all I/O: files live in `feedback`
 and `workspace`, token ids in `models`, sampling in `rollout`.
@@ -29,7 +29,7 @@ def compute_content_id(value: Any) -> str:
 
 
 def derive_seed(seed: int, *labels: str | int) -> int:
-    """A 63-bit seed for one use: the SHA-256 of `seed` and `labels`. Independent of call order, process and platform."""
+    """A 63-bit seed for one use: the SHA-256 of `seed` and `labels`. Independent of call order and platform."""
     text = json.dumps([seed, *labels], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -236,7 +236,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Rollout:
-    """B prompts with one sampled completion each, as tokens. P prompt columns (padded left), C completion columns (right).
+    """B prompts, one sampled completion each, as tokens. P prompt columns (padded left), C completion columns (right).
 
     prompt_ids (B, P) int64; prompt_mask (B, P) bool, True on real tokens.
     completion_ids (B, C) int64; completion_mask (B, C) bool, True on sampled tokens, the EOS included.

@@ -1,7 +1,7 @@
 """A project on disk: artifact keys, immutable artifacts, checkpoints of unfinished ones, the ledger, and one lock.
 
 Implements `artifacts/KIND/KEY/` written beside its place, flushed and renamed; a KEY that hashes all that shaped the
-artifact; and `rounds/NNN/` for what has a clock. Leaves out what the stages do (`loop`) and what votes are (`feedback`).
+artifact; `rounds/NNN/` for what has a clock. Leaves out what the stages do (`loop`) and what votes are (`feedback`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def dump_json(value: Any) -> str:
 
 
 def compute_key(stage: str, version: int, section: Mapping[str, Any], parents: Mapping[str, str], seed: int) -> str:
-    """First 20 hex digits of the SHA-256 of all that shapes an artifact: stage, version, settings, inputs' keys, seed."""
+    """First 20 hex digits of the SHA-256 of all that shapes an artifact: stage, version, settings, parents, seed."""
     value = {"stage": stage, "version": version, "section": section, "parents": parents, "seed": seed}
     return hashlib.sha256(dump_json(value).encode()).hexdigest()[:20]
 
@@ -184,7 +184,9 @@ class Workspace:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise WorkspaceError(
-                    "another accord run is at work in this project", where=str(self.root), mend="wait for it, or stop it"
+                    "another accord run is at work in this project",
+                    where=str(self.root),
+                    mend="wait for it, or stop it",
                 ) from error
             yield
 
@@ -214,7 +216,7 @@ class FolderCheckpoint:
         if not path.exists():
             return None
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return tensors, json.loads(file.metadata()["state"])
 
 
