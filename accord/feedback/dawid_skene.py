@@ -7,6 +7,8 @@ of the class alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ def fit_dawid_skene(table: PairTable, *, prior_votes: float = PRIOR_VOTES) -> Pa
     Labels and classes are in the frame as shown: a vote on (b, a) sees the classes a and b exchanged. The prior of a
     equals that of b (which of the two is called a is an accident); that of a tie is estimated. Each row of a confusion
     matrix has a Dirichlet prior worth `prior_votes` votes with 0.8 on the diagonal. A fractional outcome y (two
-    ratings) is a label a of weight y and a label b of weight 1 - y.
+    ratings) is a label a of weight y and a label b of weight 1 - y. What was shown on no side counts half either way.
 
     Returned: probability = P(a) + P(tie) / 2, its standard error the posterior standard deviation of the class's
     value (1, 0, 0.5). With P(choose a | true a) = sigmoid(s + c) and P(choose a | true b) = sigmoid(-s + c), both
@@ -36,7 +38,8 @@ def fit_dawid_skene(table: PairTable, *, prior_votes: float = PRIOR_VOTES) -> Pa
     Source: Dawid and Skene (1979), equations 2.3 to 2.5.
     """
     size, voters = len(table.pairs), len(table.annotators)
-    label = _build_labels(table)
+    table, weight = _show_both_ways(table)
+    label = _build_labels(table) * weight[:, None]
     flipped = table.side < 0
     prior_votes_of_class = PRIOR_CONFUSION * prior_votes
     posterior = _start(table, label, flipped, size)
@@ -65,8 +68,28 @@ def fit_dawid_skene(table: PairTable, *, prior_votes: float = PRIOR_VOTES) -> Pa
     return PairFit(probability, np.sqrt(np.maximum(variance, 0.0)), skill, side_bias)
 
 
+def _show_both_ways(table: PairTable) -> tuple[PairTable, NDArray[np.float64]]:
+    """Rows without a side (rankings, ratings) twice, half as (a, b) and half as (b, a); and the weight of each row.
+
+    Otherwise an annotator would be given a habit of choosing the completion with the smaller id.
+    """
+    sideless = np.flatnonzero(table.side == 0)
+    rows = np.concatenate([np.arange(table.side.size), sideless])
+    weight = np.where(table.side == 0, 0.5, 1.0)[rows]
+    side = np.concatenate([np.where(table.side == 0, 1.0, table.side), np.full(sideless.size, -1.0)])
+    both = replace(
+        table,
+        pair=table.pair[rows],
+        annotator=table.annotator[rows],
+        outcome=table.outcome[rows],
+        side=side,
+        strength=table.strength[rows],
+    )
+    return both, weight
+
+
 def _build_labels(table: PairTable) -> NDArray[np.float64]:
-    """(R, 3): each vote's label in its own frame, as weights that sum to 1."""
+    """(R, 3): each row's label in its own frame, as weights that sum to 1."""
     own = np.where(table.side < 0, 1.0 - table.outcome, table.outcome)
     voted_tie = table.outcome == TIE
     return np.stack([np.where(voted_tie, 0.0, own), np.where(voted_tie, 0.0, 1.0 - own), voted_tie.astype(float)], 1)
