@@ -286,6 +286,10 @@ class Base:
         """Write a role to `folder` in PEFT's format, plus `head.safetensors` and `role.json`; see `checkpoints`."""
         checkpoints.save_role(self, role, Path(folder))
 
+    def save_merged(self, role: str, folder: str | Path) -> None:
+        """Write a policy to `folder` as a whole model with its tokenizer, which `load_base` can stand on."""
+        checkpoints.save_merged(self, role, Path(folder))
+
     def load_policy(self, role: str, folder: str | Path) -> None:
         """Add a policy from a folder that `save_role`, or PEFT, or for a full copy transformers has written.
 

@@ -7,6 +7,7 @@ Implements, for an adapter, `adapter_model.safetensors` and `adapter_config.json
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from accord.errors import ModelError
-from accord.models.adapters import LoraSettings
+from accord.models.adapters import PEFT_PREFIX, LoraSettings
+from accord.models.weights import copy_model
 
 if TYPE_CHECKING:
     from accord.models.base import Base
@@ -77,6 +79,29 @@ def load_role(base: Base, role: str, folder: Path, *, kind: Literal["policy", "s
     except ModelError as error:
         base.remove(role)
         raise ModelError(error.message, where=str(folder), mend=error.mend) from error
+
+
+@torch.no_grad()
+def save_merged(base: Base, role: str, folder: Path) -> None:
+    """Write the policy `role` to `folder` as a whole model with its tokenizer: W + (alpha / r) B A in the base's dtype.
+
+    `load_base(folder)` then stands on it, which is how a fine-tuned model becomes the reference of what follows.
+    """
+    found = base.describe(role)
+    if found.lora is None:
+        merged = copy.deepcopy(found.model)
+    else:
+        merged = copy_model(base.model)
+        state, scale = base.state(role), found.lora.alpha / found.lora.rank
+        for name, weight in merged.named_parameters():
+            stem = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
+            if f"{stem}.lora_A.weight" in state:
+                delta = scale * state[f"{stem}.lora_B.weight"] @ state[f"{stem}.lora_A.weight"]
+                weight += delta.t() if base.site.transposed else delta
+    merged.to(base.dtype)
+    merged.config._name_or_path = ""
+    merged.save_pretrained(folder)
+    base.tokens.inner.save_pretrained(folder)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
