@@ -21,7 +21,6 @@ GLOSSARY: dict[str, str] = {
     "feedback": "The votes that shaped this round, and who cast them.",
     "reward_model": "Report card of the proxy: the reward model that the policy was optimised against.",
     "heldout_reward_model": (
-        "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees. "
         "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees."
     ),
     "policy": "The model being trained: how its training went, or what it answered.",
@@ -80,8 +79,7 @@ GLOSSARY: dict[str, str] = {
         "Correlation of the score difference with the length difference: near 1, the score is little more than length."
     ),
     "accuracy_by_margin": (
-        "Accuracy where the two scores differ by so much (in logits): it should rise with the margin. Accuracy "
-        "where the two scores differ by so much (in logits): it should rise with the margin."
+        "Accuracy where the two scores differ by so much (in logits): it should rise with the margin."
     ),
     "accuracy_by_length": (
         "Accuracy where the preferred answer is longer (above 0) or shorter (below 0) by so many tokens: a "
@@ -98,7 +96,6 @@ GLOSSARY: dict[str, str] = {
         "Mean squared difference of predicted and voted probability; 0 is perfect, a coin toss has at most 0.25."
     ),
     "calibration_error": (
-        "Expected calibration error: the mean gap of confidence and frequency over ten bins of confidence. "
         "Expected calibration error: the mean gap of confidence and frequency over ten bins of confidence."
     ),
     "reliability": "The bins of the calibration error.",
@@ -124,7 +121,6 @@ GLOSSARY: dict[str, str] = {
     "score_std": "Standard deviation of those scores.",
     "winner_score": "Mean proxy score of the candidates that rejection sampling chose.",
     "heldout_score": (
-        "Mean score that the held-out reward model gives on validation prompts; what chooses the best update. "
         "Mean score that the held-out reward model gives on validation prompts; what chooses the best update."
     ),
     "heldout_kl_nats": "KL(policy || reference) a sequence on the validation prompts.",
