@@ -122,7 +122,14 @@ class Workspace:
 
     @contextmanager
     def create(
-        self, kind: str, key: str, *, stage: str, version: int, section: Mapping[str, Any], parents: Mapping[str, str],
+        self,
+        kind: str,
+        key: str,
+        *,
+        stage: str,
+        version: int,
+        section: Mapping[str, Any],
+        parents: Mapping[str, str],
         seed: int,
     ) -> Iterator[Draft]:
         """Make an artifact: files are written beside its place, flushed to disk, then renamed. All or nothing."""
@@ -138,8 +145,15 @@ class Workspace:
             if path.is_file()
         }
         manifest = {
-            "kind": kind, "key": key, "stage": stage, "version": version, "section": section, "parents": parents,
-            "seed": seed, "files": files, "summary": draft.summary,
+            "kind": kind,
+            "key": key,
+            "stage": stage,
+            "version": version,
+            "section": section,
+            "parents": parents,
+            "seed": seed,
+            "files": files,
+            "summary": draft.summary,
         }
         draft.write_json(MANIFEST, manifest)
         _flush_tree(scratch)

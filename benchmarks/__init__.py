@@ -1,1 +1,1 @@
-"""What Accord claims, and the scripts that measure it with a peer beside it. Nothing here is imported by the package."""
+"""What Accord claims, and the scripts that measure it beside a peer. The package imports nothing from here."""

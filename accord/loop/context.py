@@ -112,7 +112,9 @@ class RunContext:
                 mend="give the model back its weights, or start a new project",
             )
 
-    def in_chunks(self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    def in_chunks(
+        self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]
+    ) -> list[Any]:
         """`make` of each chunk of `items`, joined; chunks that an earlier, killed run finished are read, not made again."""
         scratch = self.workspace.scratch_folder(stage.kind, stage.key)
         rows: list[Any] = []

@@ -55,7 +55,11 @@ def measure_machine(workspace: Workspace, config: Config, votes: int) -> Machine
     """Time one matmul (0.2 s), read the model's size from its configuration, count the prompts. Loads no weights."""
     size = measure_size(resolve_model(workspace, config))
     train, evaluation = _count_prompts(workspace, config, votes)
-    pairs = votes if config.feedback.source == "votes" else train * config.sample.completions * (config.sample.completions - 1) // 2
+    pairs = (
+        votes
+        if config.feedback.source == "votes"
+        else train * config.sample.completions * (config.sample.completions - 1) // 2
+    )
     rate = _measure_matmul(getattr(torch, config.model.dtype))
     return Machine(rate, size.parameters, size.layers, size.vocabulary, train, evaluation, pairs)
 
@@ -116,7 +120,11 @@ def estimate_stage(stage: Stage, config: Config, machine: Machine) -> Estimate:
         read = 3 * ppo.updates * ppo.prompts_per_update * row
         trained = 2 * ppo.epochs * ppo.updates * ppo.prompts_per_update * row
     elif stage.kind == "evaluation":
-        decoded = machine.evaluation_prompts * (2 * config.evaluation.samples + config.evaluation.best_of) * sample.max_new_tokens
+        decoded = (
+            machine.evaluation_prompts
+            * (2 * config.evaluation.samples + config.evaluation.best_of)
+            * sample.max_new_tokens
+        )
         read = 4 * machine.evaluation_prompts * (2 + config.evaluation.best_of) * row
     return _cost(config, machine, decoded, read, trained)
 
@@ -134,6 +142,8 @@ def _cost(config: Config, machine: Machine, decoded: int, read: int, trained: in
     weights = machine.parameters * (2 if config.model.dtype == "bfloat16" else 4)
     if config.model.adapter == "full" and trained:
         weights += 16 * machine.parameters  # float32 copy, gradient and two moments
-    batch = max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trained else config.sample.batch_size
+    batch = (
+        max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trained else config.sample.batch_size
+    )
     logits = 4 * 3 * batch * (config.sample.max_new_tokens if trained else 1) * machine.vocabulary
     return Estimate(decoded + read + trained, OVERHEAD_SECONDS + seconds, 500_000_000 + 2 * weights + logits)

@@ -34,7 +34,9 @@ def fit_heldout(context: RunContext, stage: Stage, draft: Draft) -> None:
     _fit(context, stage, draft, part="heldout")
 
 
-def split_preferences(context: RunContext, stage: Stage, part: str) -> tuple[list[Preference], list[Preference], list[Preference]]:
+def split_preferences(
+    context: RunContext, stage: Stage, part: str
+) -> tuple[list[Preference], list[Preference], list[Preference]]:
     """(train, validation, test) of the `proxy` or `heldout` reward model; no prompt is in two of them.
 
     Test pairs are those on evaluation prompts where people voted on any, else a share of the voted prompts. The rest is
@@ -65,19 +67,31 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     train, validation, test = ([p for p in pairs if fits_in(base, p, limit)] for pairs in splits)
     for name, pairs in (("train", train), ("validation", validation), ("test", test)):
         if not pairs:
-            raise DataError(f"no {name} pairs for the {part} reward model", where="[reward_model]",
-                            mend="cast more votes, or raise reward_model.max_tokens")
+            raise DataError(
+                f"no {name} pairs for the {part} reward model",
+                where="[reward_model]",
+                mend="cast more votes, or raise reward_model.max_tokens",
+            )
     context.forget(part)
     base.add_scorer(part, lora=context.lora, seed=stage.seed)
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
     result = train_reward_model(
-        base, part, train, validation, cfg.reward_model, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
+        base,
+        part,
+        train,
+        validation,
+        cfg.reward_model,
+        seed=stage.seed,
+        progress=context.progress,
+        checkpoint=checkpoint,
     )
     context.progress.begin("scoring test pairs", len(test), "pairs")
     std = _normalize(context, stage, part)
     scores_a, scores_b = score_preferences(base, part, test)
     card = compute_reward_card(
-        scores_a, scores_b, test,
+        scores_a,
+        scores_b,
+        test,
         lengths_a=[len(base.tokens.encode_completion(p.a)) for p in test],
         lengths_b=[len(base.tokens.encode_completion(p.b)) for p in test],
         annotator_agreement=_read_agreement(context, stage),
@@ -89,8 +103,12 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     draft.write_jsonl("history.jsonl", result.history)
     draft.write_json("card.json", card)
     draft.summary.update(
-        base_fingerprint=base.fingerprint, train_pairs=len(train), validation_pairs=len(validation), test_pairs=len(test),
-        left_out_too_long=sum(map(len, splits)) - len(train) - len(validation) - len(test), best_epoch=result.best_epoch,
+        base_fingerprint=base.fingerprint,
+        train_pairs=len(train),
+        validation_pairs=len(validation),
+        test_pairs=len(test),
+        left_out_too_long=sum(map(len, splits)) - len(train) - len(validation) - len(test),
+        best_epoch=result.best_epoch,
     )
 
 
@@ -99,9 +117,11 @@ def _normalize(context: RunContext, stage: Stage, role: str) -> float:
     sample = context.config.sample
     prompts = load_prompts(context, stage, "train")[:NORMALIZE_PROMPTS]
     rollout = context.sampler().generate(
-        None, prompts,
+        None,
+        prompts,
         seeds=[derive_seed(stage.seed, "normalize", p.id) for p in prompts],
-        max_new_tokens=sample.max_new_tokens, temperature=sample.temperature,
+        max_new_tokens=sample.max_new_tokens,
+        temperature=sample.temperature,
     )
     _, std = normalize_reward_model(context.base, role, [rollout])
     return std

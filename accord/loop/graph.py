@@ -67,13 +67,16 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
     voted: dict[str, str] = {}
     for number in range(1, config.project.rounds + 1):
         prompts, voted = _add_votes(add, workspace, config, number, reference, policy, voted)
-        preferences = add("preferences", number, preparing.reach_consensus, {"consensus": config.feedback.consensus}, voted)
+        preferences = add(
+            "preferences", number, preparing.reach_consensus, {"consensus": config.feedback.consensus}, voted
+        )
         grounds = {"prompts": prompts, "preferences": preferences, "reference": reference}
         if config.sft.epochs and number == 1:
             reference = add("sft", number, improving.fine_tune, {"sft": _dump(config.sft), **model}, grounds)
             grounds["reference"] = reference
         fit = {
-            "reward_model": _dump(config.reward_model), "sample": _dump(config.sample),
+            "reward_model": _dump(config.reward_model),
+            "sample": _dump(config.sample),
             "heldout_fraction": config.feedback.heldout_fraction,
         }
         proxy = add("reward_model", number, fitting.fit_proxy, fit, grounds)
@@ -81,7 +84,7 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
         judges = {"prompts": prompts, "proxy": proxy, "heldout": heldout, "reference": reference}
         start = {"start": policy} if policy else {}
         policy = add("policy", number, improving.improve_policy, _policy_section(config), {**judges, **start})
-        shown = {"evaluation": _dump(config.evaluation), "sample": _dump(config.sample)}
+        shown: dict[str, Any] = {"evaluation": _dump(config.evaluation), "sample": _dump(config.sample)}
         if config.feedback.source == "simulated":
             shown["gold"] = config.simulation.utility
         add("evaluation", number, improving.evaluate, shown, {**judges, "policy": policy})
@@ -148,7 +151,7 @@ def _snapshot(workspace: Workspace) -> dict[str, Any]:
 
 def _prompts(workspace: Workspace, config: Config) -> dict[str, Any]:
     """Settings of the prompts stage, with the hash of each file that it reads."""
-    section = {"prompts": _dump(config.prompts)}
+    section: dict[str, Any] = {"prompts": _dump(config.prompts)}
     for name in ("train", "evaluation"):
         source = getattr(config.prompts, name)
         if source in ("starter", "votes", "split"):

@@ -50,9 +50,18 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
     base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
     job = TrainingJob(
-        base=base, policy="policy", prompts=prompts[len(validation) :], validation_prompts=validation,
-        generator=context.sampler(), proxy=proxy, heldout=heldout, reference=None, config=cfg, seed=stage.seed,
-        progress=context.progress, checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
+        base=base,
+        policy="policy",
+        prompts=prompts[len(validation) :],
+        validation_prompts=validation,
+        generator=context.sampler(),
+        proxy=proxy,
+        heldout=heldout,
+        reference=None,
+        config=cfg,
+        seed=stage.seed,
+        progress=context.progress,
+        checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))
@@ -60,7 +69,10 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
     draft.summary.update(
-        base_fingerprint=base.fingerprint, method=cfg.policy.method, best_update=result.best_update, stopped=result.stopped
+        base_fingerprint=base.fingerprint,
+        method=cfg.policy.method,
+        best_update=result.best_update,
+        stopped=result.stopped,
     )
 
 
@@ -72,9 +84,18 @@ def evaluate(context: RunContext, stage: Stage, draft: Draft) -> None:
     heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
     role = context.load_policy("policy", context.parent(stage, "policy"))
     result = evaluate_policy(
-        base, context.sampler(), role, load_prompts(context, stage, "evaluation"),
-        proxy=proxy, heldout=heldout, gold=gold, toxicity=find_text_reward(cfg.evaluation.toxicity),
-        cfg=cfg.evaluation, sample=cfg.sample, seed=stage.seed, progress=context.progress,
+        base,
+        context.sampler(),
+        role,
+        load_prompts(context, stage, "evaluation"),
+        proxy=proxy,
+        heldout=heldout,
+        gold=gold,
+        toxicity=find_text_reward(cfg.evaluation.toxicity),
+        cfg=cfg.evaluation,
+        sample=cfg.sample,
+        seed=stage.seed,
+        progress=context.progress,
     )
     for name in ("policy", "proxy", "heldout"):
         context.forget(name)

@@ -60,7 +60,9 @@ def find_prompt_file(workspace: Workspace, source: str) -> Path:
     """
     path = workspace.root / source
     if not path.is_file():
-        raise DataError("no such prompt file", where=str(path), mend='give a .jsonl file, "starter", "votes" or "split"')
+        raise DataError(
+            "no such prompt file", where=str(path), mend='give a .jsonl file, "starter", "votes" or "split"'
+        )
     return path
 
 
@@ -78,12 +80,16 @@ def read_prompt_file(path: Path) -> list[Prompt]:
             row = json.loads(line)
             if "prompt" in row:
                 value = row["prompt"]
-                prompts.append(Prompt.from_user(value) if isinstance(value, str) else Prompt.from_dict({"messages": value}))
+                prompts.append(
+                    Prompt.from_user(value) if isinstance(value, str) else Prompt.from_dict({"messages": value})
+                )
             else:
                 prompts.append(Prompt.from_dict(row))
         except (ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(
-                f"not a prompt: {error}", where=f"{path}:{number}", mend='write {"prompt": "..."} or {"messages": [...]}'
+                f"not a prompt: {error}",
+                where=f"{path}:{number}",
+                mend='write {"prompt": "..."} or {"messages": [...]}',
             ) from error
     if not prompts:
         raise DataError("no prompts", where=str(path), mend="write one prompt a line")
@@ -95,7 +101,9 @@ def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
     section = context.config.prompts
     train = _read_prompts(context, stage, "train")
     if section.evaluation == "split":
-        chosen = split_by_prompt([p.id for p in train], section.evaluation_fraction, seed=stage.seed, label="evaluation")
+        chosen = split_by_prompt(
+            [p.id for p in train], section.evaluation_fraction, seed=stage.seed, label="evaluation"
+        )
         evaluation = [p for p in train if p.id in chosen]
     else:
         evaluation = _read_prompts(context, stage, "evaluation")
@@ -105,7 +113,8 @@ def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
     kept_train, kept_evaluation = _short_enough(context, train), _short_enough(context, evaluation)
     draft.summary["left_out_too_long"] = len(train) + len(evaluation) - len(kept_train) - len(kept_evaluation)
     for name, kept, limit in (
-        ("train", kept_train, section.limit), ("evaluation", kept_evaluation, section.evaluation_limit),
+        ("train", kept_train, section.limit),
+        ("evaluation", kept_evaluation, section.evaluation_limit),
     ):
         kept = sorted(kept, key=lambda p: derive_seed(stage.seed, name, p.id))[: limit or None]
         if not kept:
@@ -148,7 +157,10 @@ def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
         rollout = sampler.generate(
             role, repeated, seeds=seeds, max_new_tokens=sample.max_new_tokens, temperature=sample.temperature
         )
-        texts = [replace(c, origin=stage.parents.get("policy", stage.parents["reference"])).to_dict() for c in rollout.completions]
+        texts = [
+            replace(c, origin=stage.parents.get("policy", stage.parents["reference"])).to_dict()
+            for c in rollout.completions
+        ]
         return [
             {"prompt": p.to_dict(), "completions": texts[i * sample.completions : (i + 1) * sample.completions]}
             for i, p in enumerate(chunk)
@@ -197,13 +209,18 @@ def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:
 def reach_consensus(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Votes become preferences with uncertainty; agreement and each annotator's skill and side bias are reported."""
     votes = [
-        vote_from_dict(row, stage.address) for name in stage.parents for row in context.parent(stage, name).read_jsonl("votes.jsonl")
+        vote_from_dict(row, stage.address)
+        for name in stage.parents
+        for row in context.parent(stage, name).read_jsonl("votes.jsonl")
     ]
     preferences, report = compute_consensus(votes, context.config.feedback.consensus)
     if not preferences:
         raise DataError("the votes say nothing of any pair", where="feedback.db", mend="import comparisons or rankings")
     draft.write_jsonl("preferences.jsonl", [p.to_dict() for p in preferences])
-    draft.write_json("consensus.json", {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed).to_dict()})
+    draft.write_json(
+        "consensus.json",
+        {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed).to_dict()},
+    )
     draft.summary["preferences"] = len(preferences)
     draft.summary["votes"] = len(votes)
 

@@ -1,7 +1,7 @@
 """report.json and report.html of each round, rebuilt at any time from artifacts and ledger.
 
-Implements gathering the numbers under their documented keys. Leaves out how they are computed (`evaluation`) and how they
-look (`evaluation.report`).
+Implements gathering the numbers under their documented keys. Leaves out how they are computed (`evaluation`) and how
+they look (`evaluation.report`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ def gather_report(
     policy = artifacts["policy"]
     result = artifacts["evaluation"]
     return {
-        "project": {"name": config.project.name, "round": number, "seed": config.project.seed, "model": config.model.name},
+        "project": {
+            "name": config.project.name,
+            "round": number,
+            "seed": config.project.seed,
+            "model": config.model.name,
+        },
         "feedback": _gather_feedback(workspace, stages, artifacts),
         "reward_model": _gather_reward_model(artifacts["reward_model"]),
         "heldout_reward_model": _gather_reward_model(artifacts["heldout_reward_model"]),

@@ -72,7 +72,10 @@ def check_names(config: Config) -> None:
             near = difflib.get_close_matches(name, list(known), n=1)
             mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
             raise ConfigError(f"unknown name {name!r}", where=setting, mend=mend)
-    for setting, name in (("simulation.utility", config.simulation.utility), ("evaluation.toxicity", config.evaluation.toxicity)):
+    for setting, name in (
+        ("simulation.utility", config.simulation.utility),
+        ("evaluation.toxicity", config.evaluation.toxicity),
+    ):
         try:
             find_text_reward(name)
         except AccordError as error:
@@ -93,9 +96,7 @@ def plan(workspace: Workspace, config: Config) -> list[PlannedStage]:
     for stage in stages:
         done = workspace.find(stage.kind, stage.key) is not None
         cost = Estimate(0, 0.0, 0) if done else estimate_stage(stage, config, machine)
-        planned.append(
-            PlannedStage(f"{stage.round:03d}/{stage.kind}", stage.kind, stage.key, stage.round, done, *cost)
-        )
+        planned.append(PlannedStage(f"{stage.round:03d}/{stage.kind}", stage.kind, stage.key, stage.round, done, *cost))
     return planned
 
 
@@ -157,7 +158,12 @@ def _make(context: RunContext, stage: Stage) -> float:
     started = time.perf_counter()
     context.stand_on(stage)
     with context.workspace.create(
-        stage.kind, stage.key, stage=stage.kind, version=stage.version, section=stage.section, parents=stage.parents,
+        stage.kind,
+        stage.key,
+        stage=stage.kind,
+        version=stage.version,
+        section=stage.section,
+        parents=stage.parents,
         seed=stage.seed,
     ) as draft:
         stage.work(context, stage, draft)

@@ -97,8 +97,8 @@ def save_merged(base: Base, role: str, folder: Path) -> None:
             stem = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
             if f"{stem}.lora_A.weight" in state:
                 delta = scale * state[f"{stem}.lora_B.weight"] @ state[f"{stem}.lora_A.weight"]
-                weight += delta.t() if base.site.transposed else delta
-    merged.to(base.dtype)
+                weight.add_(delta.t() if base.site.transposed else delta)
+    torch.nn.Module.to(merged, base.dtype)
     merged.config._name_or_path = ""
     merged.save_pretrained(folder)
     base.tokens.inner.save_pretrained(folder)

@@ -132,7 +132,7 @@ def _prefill(base: Base, model: nn.Module, rows: Sequence[_Sequence]) -> tuple[D
     unique = {tuple(r.prompt_ids): None for r in rows}
     position = {ids: i for i, ids in enumerate(unique)}
     ids, mask = (t.to(base.device) for t in _pad_left(list(unique), base.tokens.pad_id))
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=base.model.config)
     logits = model(
         input_ids=ids,
         attention_mask=mask.long(),

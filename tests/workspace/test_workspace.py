@@ -42,9 +42,10 @@ def test_an_artifact_is_found_once_whole_and_its_files_are_hashed(tmp_path: Path
 
 def test_a_stage_that_fails_leaves_nothing_that_could_be_taken_for_finished(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(ZeroDivisionError), workspace.create(
-        "votes", "k", stage="votes", version=1, section={}, parents={}, seed=0
-    ) as draft:
+    with (
+        pytest.raises(ZeroDivisionError),
+        workspace.create("votes", "k", stage="votes", version=1, section={}, parents={}, seed=0) as draft,
+    ):
         (draft.folder / "half.txt").write_text("half")
         raise ZeroDivisionError
     assert workspace.find("votes", "k") is None
