@@ -12,8 +12,8 @@ from accord.errors import TrainingError
 from accord.models import Base, LoraSettings
 from accord.rollout import Sampler
 from accord.training import TrainingResult, train_ppo
-from accord.training.experience import take_prompts
-from accord.types import Prompt, Rollout
+from accord.training.experience import sample_rollout, take_prompts
+from accord.types import Prompt, RewardSource, Rollout
 from tests.training.fakes import CollectingProgress, Killed, MemoryCheckpoint, build_digit_base
 
 PROMPTS = [Prompt(text=t) for t in ("0", "12", "301", "2203", "11", "30", "213", "0321")]
@@ -29,6 +29,11 @@ def count_threes(rollout: Rollout) -> torch.Tensor:
     """The share of 3s among the sampled digits: a reward that a policy can learn without finishing."""
     hits = (rollout.completion_ids == 3) & rollout.completion_mask
     return hits.sum(1).float() / rollout.completion_mask.sum(1)
+
+
+def count_others(rollout: Rollout) -> torch.Tensor:
+    """The opposite: a judge to whom every update is a step back."""
+    return 1.0 - count_threes(rollout)
 
 
 def build(split: int = 1, lora: LoraSettings | None = LORA, seed: int = 0) -> Base:
@@ -97,7 +102,7 @@ def test_micro_batches_change_nothing() -> None:
     results, weights = [], []
     for size in (1, 3, 8):
         base = build()
-        cfg = SMALL.model_copy(update={"updates": 1, "epochs": 1, "micro_batch_size": size, "ent_coef": 0.01})
+        cfg = SMALL.model_copy(update={"updates": 1, "epochs": 1, "micro_batch_size": size, "ent_coef": 1.0})
         results.append(train(base, cfg).history[-1])
         weights.append(base.state("critic"))
     for other, state in zip(results[1:], weights[1:]):
@@ -106,15 +111,17 @@ def test_micro_batches_change_nothing() -> None:
             torch.testing.assert_close(value, weights[0][name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_killed_run_ends_with_the_same_bits() -> None:
+@pytest.mark.parametrize("heldout", [count_threes, count_others], ids=["a later best", "the start is best"])
+def test_a_killed_run_ends_with_the_same_bits(heldout: RewardSource) -> None:
     base = build()
-    whole = train(base)
+    whole = train(base, heldout=heldout)
+    assert (whole.best_update == 0) == (heldout is count_others)
     for kill in range(1, SMALL.updates + 1):
         checkpoint = MemoryCheckpoint(kill_after_saves=kill)
         with pytest.raises(Killed):
-            train(build(), checkpoint=checkpoint)
+            train(build(), checkpoint=checkpoint, heldout=heldout)
         again = build()
-        resumed = train(again, checkpoint=checkpoint)
+        resumed = train(again, checkpoint=checkpoint, heldout=heldout)
         assert resumed == whole
         for role in ("policy", "critic"):
             wanted = base.state(role)
@@ -192,8 +199,9 @@ def test_kl_is_measured_from_the_given_reference() -> None:
 
 def test_the_reward_is_the_score_less_penalty_and_kl() -> None:
     """Summed over tokens, on the first rollout (KL 0): the mean score less the penalty of the unfinished."""
-    row = train(build(), SMALL.model_copy(update={"updates": 1, "missing_eos_penalty": 0.5})).history[-1]
-    assert 0.0 < row["finished_share"] < 1.0
+    once = SMALL.model_copy(update={"updates": 1, "missing_eos_penalty": 0.5})
+    row = train(build(), once, sample=SampleSection(max_new_tokens=3)).history[-1]
+    assert 0.0 < row["finished_share"] < 0.5
     assert row["reward"] == pytest.approx(row["score"] - 0.5 * (1.0 - row["finished_share"]), abs=1e-5)
 
 
@@ -203,3 +211,14 @@ def test_prompts_come_once_a_pass_in_an_order_of_its_own() -> None:
         assert {p.id for p in stream[start : start + 8]} == {p.id for p in PROMPTS}
     assert stream[:8] != stream[8:16]
     assert take_prompts(PROMPTS, 5, 9, seed=3) == stream[5:14], "the cursor is one number"
+
+
+def test_no_two_sequences_of_a_run_share_their_random_numbers() -> None:
+    base = build()
+    sample = SampleSection(max_new_tokens=6)
+    texts = []
+    for update in (1, 2):
+        rollout = sample_rollout(Sampler(base), "policy", PROMPTS[:1], SMALL, sample, update=update, seed=0)
+        texts.append([c.text for c in rollout.completions])
+    assert len(set(texts[0])) > 4, "one prompt, many answers"
+    assert texts[0] != texts[1]
