@@ -69,7 +69,7 @@ class RunContext:
         return self.lora if self.config.model.adapter == "lora" else None
 
     def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Sampler:
-        """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where that is what progress counts."""
+        """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them."""
         return Sampler(self.base, self.config.sample.batch_size, on_tokens)
 
     def parent(self, stage: Stage, name: str) -> Artifact:
@@ -107,7 +107,7 @@ class RunContext:
         """
         if artifact.summary["base_fingerprint"] != self.base.fingerprint:
             raise ModelError(
-                f"{artifact.kind}/{artifact.key} was trained on other base weights than {self.config.model.name} has now",
+                f"{artifact.kind}/{artifact.key} was trained on other weights than {self.config.model.name} has now",
                 where=str(artifact.folder),
                 mend="give the model back its weights, or start a new project",
             )
@@ -115,7 +115,7 @@ class RunContext:
     def in_chunks(
         self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]
     ) -> list[Any]:
-        """`make` of each chunk of `items`, joined; chunks that an earlier, killed run finished are read, not made again."""
+        """`make` of each chunk of `items`, joined; chunks that a killed run finished are read, not made again."""
         scratch = self.workspace.scratch_folder(stage.kind, stage.key)
         rows: list[Any] = []
         for number, chunk in enumerate(_chunks(items, size)):

@@ -1,7 +1,8 @@
 """Stages that fit reward models: the proxy that the policy is optimised against, and the held-out judge it never sees.
 
 Implements the split of the preferences by prompt, the fit, normalisation on the reference's own samples, and the report
-card. Leaves out the objective (`losses`), the training loop (`training.reward_model`) and the card's numbers (`evaluation`).
+card. Leaves out the objective (`losses`), the training loop (`training.reward_model`) and the card's numbers
+(`evaluation`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stages before anything is fitted: the model examined, prompts chosen, completions sampled, votes cast, consensus reached.
+"""Stages before anything is fitted: model examined, prompts chosen, completions sampled, votes cast, consensus reached.
 
 Implements these stages on the rooms below. Leaves out their order (`graph`) and the statistics of votes (`feedback`).
 """

@@ -1,0 +1,89 @@
+"""Killed with SIGKILL at random moments and started again, a run ends with the same bytes in every artifact."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from tiny_project import build_tiny_project, hash_artifacts, start_accord
+
+from accord.feedback.store import VoteStore
+from accord.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A tiny project run to its end in one go, and the seconds that it took."""
+    folder = build_tiny_project(tmp_path_factory.mktemp("whole") / "project")
+    started = time.monotonic()
+    process = start_accord("run", str(folder), "--plain", "--yes")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return folder, time.monotonic() - started
+
+
+def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int) -> int:
+    """Start the run and kill it `kills` times at a random moment; then let it end. Returns the kills that hit."""
+    hit = 0
+    for _ in range(kills):
+        process = start_accord("run", str(folder), "--plain", "--yes")
+        try:
+            process.communicate(timeout=source.uniform(0.3, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            hit += 1
+    process = start_accord("run", str(folder), "--plain", "--yes")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return hit
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupted: tuple[Path, float]) -> None:
+    whole, seconds = uninterrupted
+    folder = build_tiny_project(tmp_path / "project")
+    assert run_with_kills(folder, seconds, random.Random(0), kills=4) > 0
+    assert hash_artifacts(folder) == hash_artifacts(whole)
+    votes = [[vote.id for vote in VoteStore(Workspace(path).database_url).votes()] for path in (folder, whole)]
+    assert votes[0] == votes[1] and votes[0]
+
+
+def test_a_finished_run_does_nothing_and_its_report_can_be_rebuilt(uninterrupted: tuple[Path, float]) -> None:
+    folder, _ = uninterrupted
+    before = hash_artifacts(folder)
+    process = start_accord("run", str(folder), "--plain", "--yes")
+    assert process.communicate() and process.returncode == 0
+    assert hash_artifacts(folder) == before
+    report = folder / "rounds" / "001" / "report.json"
+    first = json.loads(report.read_text())
+    report.unlink()
+    process = start_accord("report", str(folder))
+    assert process.communicate() and process.returncode == 0
+    assert json.loads(report.read_text()) == first
+    for key in ("feedback", "reward_model", "policy", "evaluation", "timings_seconds", "peak_rss_bytes"):
+        assert first[key], key
+
+
+def test_from_the_policy_one_walks_back_to_each_vote(uninterrupted: tuple[Path, float]) -> None:
+    workspace = Workspace(uninterrupted[0])
+    (policy_key,) = (p.name for p in (workspace.root / "artifacts/policy").iterdir())
+    policy = workspace.find("policy", policy_key)
+    assert policy is not None
+    (votes,) = [a for a in workspace.ancestors(policy) if a.kind == "votes"]
+    snapshot = {row["id"] for row in votes.read_jsonl("votes.jsonl")}
+    assert snapshot == {vote.id for vote in VoteStore(workspace.database_url).votes()}
+
+
+def test_one_changed_setting_makes_anew_only_what_it_shapes(uninterrupted: tuple[Path, float]) -> None:
+    folder, _ = uninterrupted
+    process = start_accord("run", str(folder), "--plain", "--yes", "--set", "ppo.gamma=0.9")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    counts = {kind.name: len(list(kind.iterdir())) for kind in (folder / "artifacts").iterdir()}
+    assert counts["policy"] == counts["evaluation"] == 2
+    assert counts["reward_model"] == counts["samples"] == 1
