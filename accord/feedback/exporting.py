@@ -40,11 +40,6 @@ class ExportResult:
     format: str
     path: Path
 
-    def __str__(self) -> str:
-        lost = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
-        text = f"{self.written} rows of {self.format} in {self.path}"
-        return f"{text}; left out, because {self.format} has no words for them: {lost}" if lost else text
-
 
 def export_file(store: VoteStore, path: str | Path, format: str) -> ExportResult:
     """Writes the store's votes to `path`, which appears whole or not at all; a name ending in .gz is compressed.

@@ -173,7 +173,6 @@ def test_what_hh_and_trl_have_no_words_for_is_counted(store: VoteStore, tmp_path
         result = export_file(store, tmp_path / format, format)
         assert result.written == 1
         assert result.left_out == {"tie": 2, "both_bad": 1, "unfinished": 1, "rating": 1, "flag": 1}
-        assert "2 tie" in str(result)
     (row,) = [json.loads(line) for line in (tmp_path / "hh").read_text().splitlines()]
     assert row["chosen"].endswith("no")
 

@@ -85,10 +85,6 @@ class ImportResult:
     bad_rows: tuple[BadRow, ...] = ()
     rejects: Path | None = None
 
-    def __str__(self) -> str:
-        text = f"{self.read} rows of {self.format}: {self.added} new votes, {self.duplicates} known"
-        return f"{text}, {self.rejected} bad rows kept in {self.rejects}" if self.rejected else text
-
 
 @dataclass
 class _Tally:
