@@ -19,7 +19,7 @@ MINUS = "\N{MINUS SIGN}"
 # Nothing here can link, load, run or restyle: a completion may say anything.
 _TAGS = {"p", "br", "hr", "em", "strong", "s", "code", "pre", "blockquote", "ul", "ol", "li"}
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).disable(
-    ["link", "image", "autolink", "reference", "html_block", "html_inline", "heading", "lheading"]
+    ["link", "image", "autolink", "reference", "heading", "lheading"]
 )
 
 

@@ -7,13 +7,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nh3
 import pytest
 from evaluation.example_report import make_report, make_rows
+from markdown_it import MarkdownIt
 
 from accord.evaluation import render_report, summarise_report, summarise_rows
 from accord.evaluation.glossary import GLOSSARY, walk_keys
 from accord.evaluation.report import _hash_script, _plotly
-from accord.evaluation.wording import clean_markdown, say_bytes, say_number, say_percent, say_seconds
+from accord.evaluation.wording import _MARKDOWN, _TAGS, clean_markdown, say_bytes, say_number, say_percent, say_seconds
 
 PAGE = Path(__file__).parents[2] / "docs/report.md"
 HOSTILE = (
@@ -144,6 +146,14 @@ def test_hostile_text_is_inert(report: dict[str, Any], text: str) -> None:
         assert "javascript:" not in (attributes.get("href") or "")
 
 
+@pytest.mark.parametrize("text", HOSTILE)
+def test_each_lock_holds_alone(text: str) -> None:
+    risky = re.compile(r"<(?!/?(?:p|em|strong|code|pre|blockquote|ul|ol|li|hr|br)\b)[a-z!/]", re.IGNORECASE)
+    assert not risky.search(_MARKDOWN.render(text))
+    with_html = MarkdownIt("commonmark").render(text)
+    assert not risky.search(nh3.clean(with_html, tags=_TAGS, attributes={}, link_rel=None))
+
+
 def test_template_signs_of_a_model_are_only_text(report: dict[str, Any]) -> None:
     assert "{{ 7 * 7 }}" in " ".join(parse(poison(copy.deepcopy(report), "{{ 7 * 7 }}")).texts)
 
@@ -153,7 +163,7 @@ def test_markdown_keeps_what_reads_well() -> None:
     assert "<strong>bold</strong>" in html
     assert html.count("<li>") == 2
     assert "x &lt; 1" in html
-    assert "<a" not in clean_markdown("[x](https://example.org)")
+    assert clean_markdown("[x](https://example.org)") == "<p>[x](https://example.org)</p>\n", "shown for what it is"
 
 
 def drop_gold(report: dict[str, Any]) -> None:
