@@ -78,14 +78,16 @@ def test_a_pair_is_one_item_in_either_order() -> None:
         compare(a="no", b="yes", choice="b", annotator="bob"),
         compare("other", choice="a"),
         compare("other", a="no", b="yes", choice="a", annotator="bob"),
+        compare("more", choice="b"),
+        compare("more", a="no", b="yes", choice="a", annotator="bob"),
         compare("third", choice="tie"),
         compare("third", choice="both_bad", annotator="bob"),
         compare("alone"),
     ]
     agreement = compute_agreement(votes, resamples=10)
-    assert (agreement.items, agreement.annotators, agreement.votes) == (3, 2, 6)
+    assert (agreement.items, agreement.annotators, agreement.votes) == (4, 2, 8)
     assert agreement.pairwise is not None
-    assert agreement.pairwise.estimate == pytest.approx(1 / 3)
+    assert agreement.pairwise.estimate == pytest.approx(2 / 4)
 
 
 def test_rankings_agree_pair_by_pair() -> None:

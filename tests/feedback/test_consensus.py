@@ -4,7 +4,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from accord.errors import ConfigError
 from accord.feedback.consensus import CONSENSUS, compute_consensus
 from accord.feedback.dawid_skene import fit_dawid_skene
 from accord.feedback.pairs import build_pair_table
-from accord.feedback.ratings import calibrate_ratings
+from accord.feedback.ratings import calibrate_ratings, compute_rating_preference
 from accord.feedback.records import build_vote
 from accord.feedback.simulate import simulate_votes
 from accord.types import Completion, Preference, Prompt, Vote
@@ -198,6 +198,18 @@ def test_dawid_skene_agrees_with_crowd_kit() -> None:
         assert ours == pytest.approx(value, abs=1e-4)
 
 
+def test_dawid_skene_counts_what_has_no_side_once() -> None:
+    """Two votes without a side are, together, one vote on each side: the same fit, to the last digit of EM."""
+    votes, _ = plant([Annotator("x"), Annotator("y", skill=1.0), Annotator("z", skill=3.0)], 50, 3)
+    table = build_pair_table(votes)
+    columns = {name: np.repeat(getattr(table, name), 2) for name in ("pair", "annotator", "outcome", "strength")}
+    sideless = replace(table, side=np.zeros(2 * len(votes)), **columns)
+    sided = replace(table, side=np.tile([1.0, -1.0], len(votes)), **columns)
+    one, other = fit_dawid_skene(sideless), fit_dawid_skene(sided)
+    assert one.probability == pytest.approx(other.probability, abs=1e-6)
+    assert one.skill == pytest.approx(other.skill, abs=1e-6)
+
+
 def test_fraction_is_the_share_and_its_uncertainty_jeffreys() -> None:
     votes = [compare(choice=c, annotator=f"p{i}") for i, c in enumerate(["a", "a", "b", "tie"])]
     (preference,), _ = compute_consensus(votes, "fraction")
@@ -303,6 +315,14 @@ def test_calibration_of_few_ratings_is_shrunk_to_everybody() -> None:
     variance = ((1.0 - mean) ** 2 + 5 * (crowd.var() * 100 / 101)) / 6
     assert z[-1] == pytest.approx((1.0 - mean) / math.sqrt(variance))
     assert np.all(calibrate_ratings(np.full(4, 0.5), np.arange(4)) == 0.0)
+
+
+def test_two_ratings_are_thurstones_case_five() -> None:
+    """Drawn: qualities that differ by d, each seen with noise of unit variance."""
+    noise = np.random.default_rng(0).normal(size=(2, 400_000))
+    differences = np.array([-1.0, 0.0, 0.5, 2.0])
+    drawn = [(d + noise[0] > noise[1]).mean() for d in differences]
+    assert compute_rating_preference(differences) == pytest.approx(drawn, abs=0.003)
 
 
 def test_ratings_become_preferences_in_the_annotators_own_measure() -> None:

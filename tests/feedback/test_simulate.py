@@ -93,9 +93,13 @@ def test_instructgpt_agreement_can_be_dialled() -> None:
 
 def test_adding_a_pair_or_changing_a_colleague_changes_no_other_vote() -> None:
     people = [Annotator("x"), Annotator("y"), Annotator("z")]
-    few = {vote.id for vote in cast(people, 0.3, count=20, votes_per_pair=2)}
-    many = {vote.id for vote in cast(people, 0.3, count=40, votes_per_pair=2)}
-    assert few < many
+    pairs = build_pairs(40)
+
+    def cast_on(some: list[tuple[Prompt, Completion, Completion]]) -> set[str]:
+        return {v.id for v in simulate_votes(some, lambda *_: 0.0, people, votes_per_pair=2, seed=0, source="test")}
+
+    assert cast_on(pairs[20:]) < cast_on(pairs)
+    assert cast_on(pairs[:20]) < cast_on(pairs)
     changed = {vote.id for vote in cast([*people[:2], replace(people[2], skill=9.0)], 0.3, count=20, votes_per_pair=2)}
     others = {vote.id for vote in cast(people, 0.3, count=20, votes_per_pair=2) if vote.annotator != "z"}
     assert others < changed

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,6 +183,17 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
         assert store.count() == 2 * 40 + 40
         prompts = {vote.prompt.messages[0].content for vote in store.votes()}
     assert prompts == {f"question {n} {i}" for n in "ab" for i in range(40)} | {f"shared {i}" for i in range(40)}
+
+
+def test_a_second_writer_waits_for_the_first(store: VoteStore, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool, VoteStore(tmp_path / "feedback.db") as other:
+        with store.writer() as writer:
+            writer.add([compare("first")])
+            waiting = pool.submit(other.add, [compare("second")])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        assert waiting.result(timeout=30) == 1
+    assert store.count() == 2
 
 
 def test_a_killed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
