@@ -96,6 +96,13 @@ def test_weights_count() -> None:
     assert compute_difference(base, pairs[0]) == pytest.approx(math.log(3.0), abs=0.1)
 
 
+def test_the_loss_is_a_mean_by_weight() -> None:
+    """A new head scores 0 everywhere, so the first step's loss is log 2 whatever the weights."""
+    pairs = [build_pair("3", "0", 0.7, weight=weight) for weight in (3.0, 0.25, 1.5, 1.0)]
+    row = train(build(), pairs, pairs, epochs=1, micro_batch_size=3).history[0]
+    assert row["loss"] == pytest.approx(math.log(2.0), abs=1e-6)
+
+
 def test_a_strength_margin_pushes_the_scores_apart() -> None:
     """With margin m the optimum d solves p s(m - d) = (1 - p) s(d + m), s the logistic function."""
     base = build()
