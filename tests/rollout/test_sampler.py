@@ -64,12 +64,12 @@ def test_finished_rows_end_with_eos_and_leave_the_batch(tmp_path: Path) -> None:
     prompts = [Prompt.from_user(f"question {i}") for i in range(40)]
     seen: list[int] = []
     sampler = Sampler(base, 40, on_tokens=seen.append)
-    rollout = sampler.generate(None, prompts, seeds=range(40), max_new_tokens=60, temperature=3.0)
+    rollout = sampler.generate(None, prompts, seeds=range(40), max_new_tokens=160, temperature=3.0)
     lengths = rollout.completion_mask.sum(1)
     last = rollout.completion_ids.gather(1, (lengths - 1)[:, None])[:, 0]
     assert rollout.finished.any() and not rollout.finished.all()
     assert torch.equal(last == base.tokens.eos_id, rollout.finished)
-    assert (lengths[~rollout.finished] == 60).all()
+    assert (lengths[~rollout.finished] == 160).all()
     assert min(seen) < 40, "no row ever left the batch"
     assert count_tokens(rollout) == int(lengths.sum())
     for completion, finished in zip(rollout.completions, rollout.finished.tolist(), strict=True):

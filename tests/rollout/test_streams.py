@@ -33,3 +33,22 @@ def test_a_stream_depends_on_its_seed_alone() -> None:
     together = draw_uniforms([1, 2, 3], 8)
     assert torch.equal(together[1], draw_uniforms([2], 8)[0])
     assert not torch.equal(together[0], together[1])
+
+
+def test_the_two_levels_find_what_one_long_cumulative_sum_finds() -> None:
+    source = torch.Generator().manual_seed(3)
+    logits = 4 * torch.randn(200, 1000, generator=source)
+    logits[:, 37:300] = float("-inf")
+    uniforms = torch.rand(200, generator=source, dtype=torch.float64)
+    tokens, _ = draw_tokens(logits, uniforms, temperature=1.0)
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    oracle = torch.searchsorted(cumulative, uniforms[:, None], right=True)[:, 0]
+    assert (tokens == oracle).float().mean() > 0.99  # float32 softmax may move a boundary by one rounding
+    assert torch.isfinite(logits.gather(1, tokens[:, None])).all()
+
+
+def test_both_ends_of_the_unit_interval_draw_a_possible_token() -> None:
+    logits = torch.full((2, 300), float("-inf"))
+    logits[:, [5, 140, 260]] = 0.0
+    edges = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    assert draw_tokens(logits, edges, temperature=1.0)[0].tolist() == [5, 260]

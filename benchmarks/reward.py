@@ -1,0 +1,123 @@
+"""Reward-model training on Anthropic-format pairs beside TRL's RewardTrainer: accuracy, seconds, peak memory.
+
+    python -m benchmarks.reward --train train.jsonl.gz --test test.jsonl.gz [--split 0] \
+        [--peer-python .venv-peer/bin/python --model-folder DIR]
+
+Ours runs in a process of its own, then the peer in its own, on the same pairs of at most `--max-tokens` tokens, one epoch,
+LoRA r 16 on all linear layers (of the layers above `--split`), the same learning rate and batch. Prints a table and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PEER = Path(__file__).with_name("peers") / "trl_reward.py"
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.role == "ours":
+        print(json.dumps(_measure_ours(arguments)))
+        return
+    rows = [_run([sys.executable, "-m", "benchmarks.reward", "--role", "ours", *sys.argv[1:]])]
+    if arguments.peer_python:
+        shared = ["--train", arguments.train, "--test", arguments.test, "--max-tokens", str(arguments.max_tokens)]
+        rate = ["--learning-rate", str(arguments.learning_rate), "--threads", str(arguments.threads)]
+        rows.append(_run([arguments.peer_python, str(PEER), "--model", arguments.model_folder, *shared, *rate]))
+    print(f"{'':24}{'accuracy':>10}{'seconds':>10}{'GB':>8}{'pairs':>8}")
+    for row in rows:
+        memory = row["peak_rss_bytes"] / 1e9
+        print(f"{row['name']:24}{row['accuracy']:10.3f}{row['seconds']:10.0f}{memory:8.1f}{row['train_pairs']:8}")
+    print(json.dumps(rows))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--model-folder", help="the same model as safetensors, for the peer")
+    parser.add_argument("--peer-python", help="a Python that has TRL 1.10")
+    parser.add_argument("--split", type=int, default=-1)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--role", choices=["both", "ours"], default="both", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run(command: list[str]) -> dict:
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def _measure_ours(arguments: argparse.Namespace) -> dict:
+    import torch
+
+    from accord.config.schema import RewardModelSection
+    from accord.models import LoraSettings, load_base
+    from accord.training import fits_in, score_preferences, train_reward_model
+    from accord.workspace import FolderCheckpoint
+
+    torch.set_num_threads(arguments.threads)
+    base = load_base(arguments.model, split=arguments.split)
+    train, test = (
+        [p for p in _read_preferences(path) if fits_in(base, p, arguments.max_tokens)]
+        for path in (arguments.train, arguments.test)
+    )
+    settings = RewardModelSection(
+        epochs=arguments.epochs, learning_rate=arguments.learning_rate, max_tokens=arguments.max_tokens
+    )
+    base.add_scorer("reward", lora=LoraSettings(rank=16, alpha=32), seed=arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        train_reward_model(
+            base, "reward", train, train[:16], settings,
+            seed=arguments.seed, progress=_Quiet(), checkpoint=FolderCheckpoint(Path(folder)),
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+    scores_a, scores_b = score_preferences(base, "reward", test)
+    wanted = torch.tensor([p.probability > 0.5 for p in test])
+    return {
+        "name": f"accord, split {base.split}",
+        "train_pairs": len(train),
+        "test_pairs": len(test),
+        "seconds": seconds,
+        "accuracy": float(((scores_a > scores_b) == wanted).float().mean()),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _read_preferences(path: str) -> list:
+    from accord.feedback.consensus import compute_consensus
+    from accord.feedback.importing import import_file
+    from accord.feedback.store import VoteStore
+
+    with tempfile.TemporaryDirectory() as folder, VoteStore(Path(folder) / "votes.db") as store:
+        import_file(store, path, format="hh", skip_bad=True)
+        return compute_consensus(store.votes(), "fraction").preferences
+
+
+class _Quiet:
+    """A progress that tells nobody."""
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
+
+    def begin(self, task: str, total: int, unit: str) -> None: ...
+
+    def advance(self, amount: int = 1) -> None: ...
+
+    def log(self, metrics: object) -> None: ...
+
+
+if __name__ == "__main__":
+    main()
