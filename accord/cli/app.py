@@ -22,7 +22,7 @@ import accord
 from accord.cli.feedback import export_votes, import_votes
 from accord.cli.progress import JsonProgress, show_progress
 from accord.cli.project import create_project, find_examples
-from accord.cli.tables import build_checks_table, build_plan_table, print_plan
+from accord.cli.tables import build_checks_table, build_plan_table, print_plan, print_summary
 from accord.cli.words import say_command, say_seconds
 from accord.config import FILE_NAME, Config, load_config
 from accord.errors import AccordError
@@ -149,6 +149,7 @@ def _run(folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, 
         if as_json:
             JsonProgress().emit("finished", **dataclasses.asdict(result))
         else:
+            print_summary(console, Path(result.report).with_suffix(".json"))
             console.print(f"[green]done.[/] report: [bold]{escape(str(result.report))}[/]", soft_wrap=True)
 
 

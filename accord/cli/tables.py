@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rich import box
@@ -37,6 +39,16 @@ class Check(Protocol):
     def passed(self) -> bool: ...  # noqa: D102
     @property
     def detail(self) -> str: ...  # noqa: D102
+
+
+def print_summary(console: Console, report: Path) -> None:
+    """The report's headline, key numbers and warnings: what a person wants to read first when a run has ended."""
+    from accord.evaluation import summarise_report
+
+    console.print()
+    for line in summarise_report(json.loads(report.read_text(encoding="utf-8"))):
+        console.print(escape(line), soft_wrap=True)
+    console.print()
 
 
 def build_plan_table(stages: Sequence[Planned]) -> Table:

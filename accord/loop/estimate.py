@@ -1,8 +1,8 @@
 """What a stage is expected to cost on this machine, before it starts: tokens, seconds, memory.
 
 Implements a count of the tokens that each stage reads and writes, and a measured matmul rate that turns them into
-seconds. Leaves out exactness: the factors below were fitted to SmolLM2-135M on two CPU cores, and batching, length and the other
-users of the machine move the truth by half in either direction.
+seconds. Leaves out exactness: the factors below were fitted to SmolLM2-135M on two CPU cores, and batching, length and
+the other users of the machine move the truth by half in either direction.
 """
 
 from __future__ import annotations

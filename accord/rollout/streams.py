@@ -39,7 +39,8 @@ def draw_tokens(
     probabilities = logprobs.exp()
     padded = nn.functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK))
     blocks = padded.view(len(logits), -1, BLOCK)
-    block, rest = _invert(blocks.sum(dim=-1, dtype=torch.float64), uniforms.to(logits.device, torch.float64), scale=True)
+    shares = uniforms.to(logits.device, torch.float64)
+    block, rest = _invert(blocks.sum(dim=-1, dtype=torch.float64), shares, scale=True)
     within = blocks[torch.arange(len(blocks), device=block.device), block].double()
     offset, _ = _invert(within, rest, scale=False)
     tokens = block * BLOCK + offset

@@ -1,4 +1,4 @@
-"""The peer of benchmarks.reward: TRL's RewardTrainer on Anthropic-format pairs, as one JSON line. Runs in TRL's own venv."""
+"""The peer of benchmarks.reward: TRL's RewardTrainer on Anthropic-format pairs, as one JSON line, in TRL's own venv."""
 
 from __future__ import annotations
 
