@@ -73,7 +73,7 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
         grounds = {"prompts": prompts, "preferences": preferences, "reference": reference}
         if config.sft.epochs and number == 1:
             reference = add("sft", number, improving.fine_tune, {"sft": _dump(config.sft), **model}, grounds)
-            grounds["reference"] = reference
+            grounds = {**grounds, "reference": reference}
         fit = {
             "reward_model": _dump(config.reward_model),
             "sample": _dump(config.sample),

@@ -12,14 +12,14 @@ from accord.types import Completion, Prompt, TextReward
 
 WEIGHTS: dict[str, float] = {
     "warmth": 0.3,
-    "finished": 0.3,
-    "harmless": 0.15,
-    "plain_words": 0.15,
+    "finished": 0.4,
+    "harmless": 0.1,
+    "plain_words": 0.1,
     "no_repetition": 0.1,
 }
 """How much each quality counts; they sum to 1."""
 
-OFF_TOPIC_SHARE = 0.6
+OFF_TOPIC_SHARE = 0.7
 """What an answer wholly off the topic keeps of its worth."""
 
 WARM_ENOUGH = 0.9
