@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord.config import Config
-from accord.errors import ModelError
 from accord.feedback.store import VoteStore
 from accord.models import Base, LoraSettings, load_base
 from accord.rewards import LearnedReward
@@ -84,33 +83,18 @@ class RunContext:
         """The reward model of an artifact, as a score source under the name `role`."""
         self.forget(role)
         self.base.load_scorer(role, artifact.folder / "adapter")
-        self.check_base(artifact)
         return LearnedReward(self.base, role)
 
     def load_policy(self, role: str, artifact: Artifact) -> str:
         """The policy of an artifact under the name `role`."""
         self.forget(role)
         self.base.load_policy(role, artifact.folder / "adapter")
-        self.check_base(artifact)
         return role
 
     def forget(self, role: str) -> None:
         """Free the role if it exists."""
         if role in self.base.roles():
             self.base.remove(role)
-
-    def check_base(self, artifact: Artifact) -> None:
-        """Refuse adapters that were trained on another base.
-
-        Raises:
-            ModelError: the base model's weights changed since the artifact was made.
-        """
-        if artifact.summary["base_fingerprint"] != self.base.fingerprint:
-            raise ModelError(
-                f"{artifact.kind}/{artifact.key} was trained on other weights than {self.config.model.name} has now",
-                where=str(artifact.folder),
-                mend="give the model back its weights, or start a new project",
-            )
 
     def in_chunks(
         self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]
