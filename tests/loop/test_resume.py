@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,9 @@ from tiny_project import build_tiny_project, hash_artifacts, start_accord
 
 from accord.feedback.store import VoteStore
 from accord.workspace import Workspace
+
+KILLS = int(os.environ.get("ACCORD_KILLS", "2"))
+"""Runs that are killed once each; set ACCORD_KILLS=50 for the long version."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,14 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, uninterrupt
     assert hash_artifacts(folder) == hash_artifacts(whole)
     votes = [[vote.id for vote in VoteStore(Workspace(path).database_url).votes()] for path in (folder, whole)]
     assert votes[0] == votes[1] and votes[0]
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_each_kill_has_an_equal_ending(tmp_path: Path, uninterrupted: tuple[Path, float], number: int) -> None:
+    whole, seconds = uninterrupted
+    folder = build_tiny_project(tmp_path / "project")
+    run_with_kills(folder, seconds, random.Random(1000 + number), kills=1)
+    assert hash_artifacts(folder) == hash_artifacts(whole)
 
 
 def test_a_finished_run_does_nothing_and_its_report_can_be_rebuilt(uninterrupted: tuple[Path, float]) -> None:
