@@ -46,7 +46,7 @@ class AdapterSite:
     targets: tuple[str, ...]
     transposed: bool  # weights are (in, out), as GPT-2's Conv1D keeps them
 
-    def build_config(self, settings: LoraSettings, fused: bool = True) -> LoraConfig:
+    def build_config(self, settings: LoraSettings) -> LoraConfig:
         """The peft configuration of one adapter, as it is saved beside the weights."""
         config = LoraConfig(
             r=settings.rank,
@@ -59,7 +59,7 @@ class AdapterSite:
             fan_in_fan_out=self.transposed,
             task_type="CAUSAL_LM",
         )
-        if fused and not self.transposed:
+        if not self.transposed:
             config._register_custom_module({nn.Linear: FusedLoraLinear})
         return config
 
