@@ -27,6 +27,7 @@ from accord.types import Prompt, RewardSource, Rollout
 from accord.workspace import FolderCheckpoint
 from benchmarks.counting import ModelShape, PhaseCounter, Work
 from benchmarks.machine import synchronize
+from benchmarks.prompts import build_prompts
 
 PHASES = ("sample", "experience", "score", "optimise")
 NEVER = -1
@@ -145,7 +146,9 @@ def run_ppo(
         evaluate_every=updates,
         checkpoint_every=updates + 1,
     )
-    sample = SampleSection(max_new_tokens=work["new_tokens"], temperature=work["temperature"])
+    sample = SampleSection(
+        max_new_tokens=work["new_tokens"], temperature=work["temperature"], batch_size=work.get("decoding_rows", 64)
+    )
     observer = Observer(Sampler(base, sample.batch_size), reward, warm_up)
     with tempfile.TemporaryDirectory() as folder:
         observer.start()
@@ -158,22 +161,26 @@ def run_ppo(
     return observer
 
 
-def run_fixed_work(work: Mapping[str, Any], split: int, prompts: Sequence[Prompt] | None = None) -> dict[str, Any]:
+def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = ("reward",)) -> dict[str, Any]:
     """The fixed work of `benchmarks.ppo` in this process: seconds and counted work by phase; memory is the caller's.
 
-    `prompts`: as `build_prompts` makes them, made here where not given.
+    The reward is the mean of the scores of all `scorers`.
     """
-    from benchmarks.prompts import build_prompts
+    base = build_base(work, split, scorers=scorers)
+    prompts = build_prompts(base.tokens, work["prompts"] * (work["iterations"] + 1), work["prompt_tokens"], 0)
+    sources = [LearnedReward(base, role) for role in scorers]
 
-    base = build_base(work, split)
-    if prompts is None:
-        prompts = build_prompts(base.tokens, work["prompts"] * (work["iterations"] + 1), work["prompt_tokens"], 0)
+    def reward(rollout: Rollout) -> Tensor:
+        return torch.stack([source(rollout) for source in sources]).mean(dim=0)
+
     with never_stopping(base):
-        observer = run_ppo(base, prompts, LearnedReward(base, "reward"), work, warm_up=1)
+        observer = run_ppo(base, prompts, reward, work, warm_up=1)
     counted = dict(observer.counter.phases)
     counted["sample"] = count_sampling(base.model.config, work)
     return {
         "name": f"accord, split {base.split}",
+        "contestant": "ours",
+        "matrix_weights": ModelShape.from_config(base.model.config).matrix_weights,
         "split": base.split,
         "layers": base.layers,
         "phases": [{p: row.get(f"{p}_seconds", 0.0) for p in PHASES} for row in observer.timed],

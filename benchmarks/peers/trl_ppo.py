@@ -180,6 +180,7 @@ def describe(work: dict[str, Any], watch: Watch, log: list[dict[str, Any]]) -> d
     learning = [row for row in log if "objective/kl" in row]
     return {
         "name": "trl 1.10 PPOTrainer",
+        "contestant": "peer",
         "phases": timed,
         "seconds": [sum(row.values()) for row in timed],
         "tokens": [work["prompts"] * work["new_tokens"]] * len(timed),
