@@ -29,7 +29,7 @@ from typing import Any
 
 from accord.types import Prompt
 from benchmarks.counting import ModelShape
-from benchmarks.machine import Machine, choose_device, measure_machine, synchronize
+from benchmarks.machine import Machine, measure_roofs, synchronize
 from benchmarks.processes import BenchmarkError, build_parser, read_peak_memory, run_command, run_ours
 from benchmarks.tables import format_table, gather_rows, summarize, write_json
 
@@ -51,7 +51,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Run the engines in turn, then print what they did."""
     names = ("model", "dtype", "threads", "repeats", "rows", "prompt_tokens", "shortest", "longest")
     work = {name: getattr(arguments, name) for name in names} | {"seed": 0}
-    machine = measure_machine(threads=work["threads"], device=choose_device(), quick=arguments.quick)
+    machine = measure_roofs(threads=work["threads"], quick=arguments.quick)
     rows = []
     for engine in arguments.only or ENGINES:
         row = run_ours("benchmarks.generate", work | {"engine": engine}, threads=work["threads"])
@@ -191,10 +191,13 @@ def start_continuous(base: Any, countdown: Any, prompts: Sequence[Prompt], limit
 
     model = load_plain(base)
     requests = [base.tokens.encode_prompt(p) for p in prompts]
-    # A cache for these requests: left to itself, the engine takes nine tenths of a machine's memory.
+    # A cache for these requests: left to itself, the engine takes nine tenths of a machine's memory. Prompts are not
+    # shared between requests, or the repetitions would find those of the warm-up read already.
     blocks = sum(-(-(len(ids) + limit) // BLOCK_TOKENS) for ids, limit in zip(requests, limits, strict=True))
     tokens = sum(map(len, requests))
-    cache = ContinuousBatchingConfig(block_size=BLOCK_TOKENS, num_blocks=2 * blocks, max_batch_tokens=tokens)
+    cache = ContinuousBatchingConfig(
+        block_size=BLOCK_TOKENS, num_blocks=2 * blocks, max_batch_tokens=tokens, allow_block_sharing=False
+    )
     settings = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=base.tokens.pad_id,
         max_new_tokens=max(limits),

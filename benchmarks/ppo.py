@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Machine, choose_device, measure_machine
+from benchmarks.machine import Machine, measure_roofs
 from benchmarks.processes import build_parser, check_peer_python, read_peak_memory, run_child, run_command, run_ours
 from benchmarks.tables import format_table, gather_rows, summarize, write_json
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Run the contestants in turn, then print what they did."""
     work = build_work(arguments)
-    machine = measure_machine(threads=work["threads"], device=choose_device(), quick=arguments.quick)
+    machine = measure_roofs(threads=work["threads"], quick=arguments.quick)
     python = check_peer_python(arguments.peer_python) if arguments.peer and arguments.only != "ours" else None
     splits = [] if arguments.only == "peer" else arguments.split or [0, -1]
     rows = [run_ours("benchmarks.ppo", work | {"split": split}, threads=work["threads"]) for split in splits]
@@ -72,7 +72,15 @@ def build_work(arguments: argparse.Namespace) -> dict[str, Any]:
     """What both contestants are told, as JSON."""
     names = ("model", "dtype", "threads", "iterations", "prompts", "prompt_tokens", "new_tokens", "epochs",
              "micro_batches")  # fmt: skip
-    fixed = {"learning_rate": 1e-5, "temperature": 1.0, "vf_coef": 0.1, "kl_coef": 0.05, "seed": 0, "warm_up": 1}
+    fixed = {
+        "learning_rate": 1e-5,
+        "temperature": 1.0,
+        "vf_coef": 0.1,
+        "kl_coef": 0.05,
+        "minibatches": 1,
+        "seed": 0,
+        "warm_up": 1,
+    }
     return {name: getattr(arguments, name) for name in names} | fixed
 
 

@@ -82,7 +82,12 @@ class Countdown:
             model.register_forward_pre_hook(self._remember, with_kwargs=True),
             head.register_forward_hook(self._force),
         ]
-        return lambda: [hook.remove() for hook in hooks] and None
+
+        def detach() -> None:
+            for hook in hooks:
+                hook.remove()
+
+        return detach
 
     def _remember(self, model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         self._input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

@@ -52,7 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Run every point in turn, then print the curves and their lines."""
     names = ("model", "dtype", "threads", "iterations", "split", "prompts", "prompt_tokens", "new_tokens", "epochs")
-    fixed = {"learning_rate": 1e-5, "temperature": 1.0, "vf_coef": 0.1, "kl_coef": 0.05, "seed": 0, "decoding_rows": 16}
+    fixed = {
+        "learning_rate": 1e-5,
+        "temperature": 1.0,
+        "vf_coef": 0.1,
+        "kl_coef": 0.05,
+        "minibatches": 1,
+        "seed": 0,
+        "decoding_rows": 16,
+    }
     work = {name: getattr(arguments, name) for name in names} | fixed
     rows = []
     for axis in arguments.axis or AXES:

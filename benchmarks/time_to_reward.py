@@ -5,7 +5,7 @@
 
 Task: the starter prompts under the model's own template; the reward is the share of words of at most four letters in
 the answer (benchmarks/text_rewards.py), which both compute from the text alone. An iteration: 32 prompts, at most 48
-new tokens up to EOS, 4 epochs of one optimiser step in 4 micro-batches, LoRA r 16 on all linear layers (ours: of those
+new tokens up to EOS, 4 epochs of 4 optimiser steps on 8 sequences each, LoRA r 16 on all linear layers (ours: of those
 above the split, by default two thirds), the same learning rate (linear decay over the iterations), KL coefficient
 0.05, clipping 0.2, gamma 1, lambda 0.95, temperature 1. Each run is a process of its own; seeds differ in the order of
 the prompts and in the samples.
@@ -51,17 +51,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--target", type=float, help="the reward to reach")
     parser.add_argument("--window", type=int, default=3, help="rollouts that a smoothed score is the mean of")
     parser.add_argument("--plot", type=Path, help="draw reward against seconds into this HTML file")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    for name, default in (("iterations", 10), ("prompts", 32), ("new-tokens", 48), ("epochs", 4), ("micro-batches", 4)):
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="of policy and critic")
+    parser.add_argument("--peer-learning-rate", type=float, help="where another suits the peer better (default: same)")
+    for name, default in (("iterations", 10), ("prompts", 32), ("new-tokens", 48), ("epochs", 4), ("minibatches", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     run_command(compare, measure_ours, parser, arguments)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Run every seed of every contestant in turn, then print who arrived when."""
-    names = ("model", "dtype", "threads", "iterations", "prompts", "new_tokens", "epochs", "micro_batches",
+    names = ("model", "dtype", "threads", "iterations", "prompts", "new_tokens", "epochs", "minibatches",
              "learning_rate", "split")  # fmt: skip
-    fixed = {"temperature": 1.0, "vf_coef": 0.1, "kl_coef": 0.05, "warm_up": 0, "text_reward": "short_words"}
+    fixed = {
+        "temperature": 1.0,
+        "vf_coef": 0.1,
+        "kl_coef": 0.05,
+        "micro_batches": 1,
+        "warm_up": 0,
+        "text_reward": "short_words",
+    }
     work = {name: getattr(arguments, name) for name in names} | fixed
     python = check_peer_python(arguments.peer_python) if arguments.peer and arguments.only != "ours" else None
     rows: list[dict[str, Any]] = []
@@ -71,7 +79,8 @@ def compare(arguments: argparse.Namespace) -> None:
             ours = run_ours("benchmarks.time_to_reward", told, threads=work["threads"])
             rows.append(ours | {"seed": seed, "run": f"{ours['name']}, seed {seed}"})
         if python:
-            peer = run_peer(python, PEERS[arguments.peer], told)
+            rate = arguments.peer_learning_rate or work["learning_rate"]
+            peer = run_peer(python, PEERS[arguments.peer], told | {"learning_rate": rate})
             rows.append(peer | {"seed": seed, "run": f"{peer['name']}, seed {seed}"})
     rows = gather_rows(arguments.json, rows, key="run")
     verdict = judge(rows, arguments.target, arguments.window)
@@ -91,7 +100,8 @@ def run_peer(python: str, module: str, work: Mapping[str, Any]) -> dict[str, Any
         told = {**work, "write_prompts": str(shared)}
         run_ours("benchmarks.time_to_reward", told, threads=work["threads"])
         told = {**work, **json.loads(shared.read_text(encoding="utf-8"))}
-        return run_child(python, module, told, threads=work["threads"])
+        result = run_child(python, module, told, threads=work["threads"])
+    return result | {"learning_rate": work["learning_rate"]}
 
 
 def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +126,7 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": f"accord, split {base.split}",
         "contestant": "ours",
+        "learning_rate": work["learning_rate"],
         "ended_seconds": [row["ended_seconds"] for row in rows],
         "scores": [row["score"] for row in rows],
         "kl_nats": [row["kl_nats"] for row in rows],

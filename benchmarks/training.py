@@ -129,14 +129,14 @@ def never_stopping(base: Base) -> Iterator[None]:
 def run_ppo(
     base: Base, prompts: Sequence[Prompt], reward: RewardSource, work: Mapping[str, Any], *, warm_up: int
 ) -> Observer:
-    """`warm_up` + `work["iterations"]` updates of PPO with one optimiser step an epoch, as the peer takes."""
+    """`warm_up` + `work["iterations"]` updates of PPO, with as many optimiser steps an epoch as the peer takes."""
     updates = warm_up + int(work["iterations"])
     cfg = PpoSection(
         updates=updates,
         prompts_per_update=work["prompts"],
         epochs=work["epochs"],
-        minibatches=1,
-        micro_batch_size=work["prompts"] // work["micro_batches"],
+        minibatches=work["minibatches"],
+        micro_batch_size=work["prompts"] // max(work["micro_batches"], work["minibatches"]),
         learning_rate=work["learning_rate"],
         critic_learning_rate=work["learning_rate"],
         vf_coef=work["vf_coef"],
@@ -186,6 +186,8 @@ def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str
         "phases": [{p: row.get(f"{p}_seconds", 0.0) for p in PHASES} for row in observer.timed],
         "seconds": [sum(v for k, v in row.items() if k.endswith("_seconds") and k != "ended_seconds")
                     for row in observer.timed],
+        "scores": [row["score"] for row in observer.rows],
+        "kl_nats": [row["kl_nats"] for row in observer.rows],
         "tokens": [round(row["length_tokens"] * work["prompts"]) for row in observer.timed],
         "work": {phase: amount.to_dict() for phase, amount in counted.items()},
     }  # fmt: skip

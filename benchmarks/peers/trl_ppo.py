@@ -37,7 +37,7 @@ from benchmarks.processes import print_result, read_peak_memory, read_work
 from benchmarks.text_rewards import TEXT_REWARDS
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Seconds and counted work by phase, cut where ours are: behind sampling, and before and behind the reward."""
 
     def __init__(self, warm_up: int) -> None:
@@ -113,11 +113,11 @@ def main() -> None:
     stop_id = work.get("stop_id")
     if stop_id is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
-    policy = AutoModelForCausalLM.from_pretrained(work["model"], dtype=dtype)
-    value = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
+    policy: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=dtype)
+    value: Any = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
     nn.init.zeros_(value.score.weight)  # as ours begins
     text_reward = work.get("text_reward")
-    reward: nn.Module = nn.Identity()
+    reward: Any = nn.Identity()
     if text_reward is None:
         reward = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
         with torch.no_grad():
@@ -125,14 +125,16 @@ def main() -> None:
     watch = Watch(work["warm_up"])
     watch_phases(watch, reward, build_text_score(text_reward, tokenizer) if text_reward else None)
     iterations = work["warm_up"] + work["iterations"]
+    # TRL steps after `gradient_accumulation_steps` micro-batches even within a minibatch; so one of the two is 1.
+    accumulated = work["micro_batches"] if work["minibatches"] == 1 else 1
     data = Dataset.from_dict({"input_ids": work["prompt_ids"]})
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=work["prompts"] // work["micro_batches"],
-                gradient_accumulation_steps=work["micro_batches"],
-                num_mini_batches=1,
+                per_device_train_batch_size=work["prompts"] // accumulated,
+                gradient_accumulation_steps=accumulated,
+                num_mini_batches=work["minibatches"],
                 num_ppo_epochs=work["epochs"],
                 total_episodes=work["prompts"] * iterations,
                 response_length=work["new_tokens"],
