@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,12 @@ def compare(arguments: argparse.Namespace) -> None:
             peer = work | json.loads(shared.read_text(encoding="utf-8"))
             rows.append(run_child(python, PEERS[arguments.peer], peer, threads=work["threads"]))
     rows = gather_rows(arguments.json, [add_shares(row, machine, work["dtype"]) for row in rows])
+    ratios = compute_ratios(rows)
     print(format_ppo(rows))
+    for ratio in ratios:
+        print(f"{ratio['peer']} over {ratio['ours']}: seconds {ratio['seconds']:.2f}, memory {ratio['memory']:.2f}")
     result = {"benchmark": "ppo", "date": date.today().isoformat(), "machine": machine.to_dict(), "work": work}
-    write_json(arguments.json, result | {"rows": rows})
+    write_json(arguments.json, result | {"ratios": ratios, "rows": rows})
 
 
 def build_work(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,11 +138,31 @@ def add_shares(row: Mapping[str, Any], machine: Machine, dtype: str) -> dict[str
     }
 
 
+def compute_ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each peer and each row of ours: the peer's median seconds and peak memory over ours."""
+    return [
+        {
+            "peer": peer["name"],
+            "ours": ours["name"],
+            "seconds": peer["summary"]["seconds"]["median"] / ours["summary"]["seconds"]["median"],
+            "memory": read_gigabytes(peer) / read_gigabytes(ours),
+        }
+        for peer in rows
+        for ours in rows
+        if (peer["contestant"], ours["contestant"]) == ("peer", "ours")
+    ]
+
+
+def read_gigabytes(row: Mapping[str, Any]) -> float:
+    """Peak memory: of the device where there is one, else the resident set."""
+    return (row["cuda_peak_bytes"] or row["peak_rss_bytes"]) / 1e9
+
+
 def format_ppo(rows: list[dict[str, Any]]) -> str:
     """Two tables: whole iterations, then phases."""
     whole = [
         [r["name"], r["summary"]["seconds"]["median"], r["summary"]["seconds"]["min"], r["summary"]["seconds"]["max"],
-         r["summary"]["tokens_per_second"], (r["cuda_peak_bytes"] or r["peak_rss_bytes"]) / 1e9]
+         r["summary"]["tokens_per_second"], read_gigabytes(r)]
         for r in rows
     ]  # fmt: skip
     phases = [

@@ -103,58 +103,73 @@ def build_text_score(name: str, tokenizer: Any) -> Callable[..., tuple[None, Ten
     return score
 
 
+def build_config(work: dict[str, Any], folder: str) -> PPOConfig:
+    """The trainer's settings for this work."""
+    # TRL steps after `gradient_accumulation_steps` micro-batches even within a minibatch; so one of the two is 1.
+    accumulated = work["micro_batches"] if work["minibatches"] == 1 else 1
+    return PPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=work["prompts"] // accumulated,
+        gradient_accumulation_steps=accumulated,
+        num_mini_batches=work["minibatches"],
+        num_ppo_epochs=work["epochs"],
+        total_episodes=work["prompts"] * (work["warm_up"] + work["iterations"]),
+        response_length=work["new_tokens"],
+        local_rollout_forward_batch_size=work["prompts"],
+        stop_token_id=work.get("stop_id"),
+        temperature=work["temperature"],
+        learning_rate=work["learning_rate"],
+        kl_coef=work["kl_coef"],
+        vf_coef=work["vf_coef"],
+        num_sample_generations=0,
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        seed=work["seed"],
+        report_to=[],
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+
+
+def load_tokenizer(work: dict[str, Any]) -> Any:
+    """The model's tokenizer with the PAD and the EOS that ours uses."""
+    tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(work["pad_id"])
+    if work.get("stop_id") is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(work["stop_id"])
+    return tokenizer
+
+
+def load_models(work: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """(policy, value model, reward model): the value head zero, as ours begins; the reward head the one both share."""
+    dtype = getattr(torch, work["dtype"])
+    policy: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=dtype)
+    value: Any = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
+    nn.init.zeros_(value.score.weight)
+    if "text_reward" in work:
+        return policy, value, nn.Identity()
+    reward: Any = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
+    with torch.no_grad():
+        reward.score.weight.copy_(torch.tensor(work["head"])[None])
+    return policy, value, reward
+
+
 def main() -> None:
     work = read_work(sys.argv[1:])
     torch.set_num_threads(work["threads"])
     torch.manual_seed(work["seed"])
-    dtype = getattr(torch, work["dtype"])
-    tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(work["pad_id"])
-    stop_id = work.get("stop_id")
-    if stop_id is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_id)
-    policy: Any = AutoModelForCausalLM.from_pretrained(work["model"], dtype=dtype)
-    value: Any = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
-    nn.init.zeros_(value.score.weight)  # as ours begins
-    text_reward = work.get("text_reward")
-    reward: Any = nn.Identity()
-    if text_reward is None:
-        reward = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=dtype)
-        with torch.no_grad():
-            reward.score.weight.copy_(torch.tensor(work["head"])[None])
+    tokenizer = load_tokenizer(work)
+    policy, value, reward = load_models(work)
     watch = Watch(work["warm_up"])
-    watch_phases(watch, reward, build_text_score(text_reward, tokenizer) if text_reward else None)
-    iterations = work["warm_up"] + work["iterations"]
-    # TRL steps after `gradient_accumulation_steps` micro-batches even within a minibatch; so one of the two is 1.
-    accumulated = work["micro_batches"] if work["minibatches"] == 1 else 1
+    text_score = build_text_score(work["text_reward"], tokenizer) if "text_reward" in work else None
+    watch_phases(watch, reward, text_score)
     data = Dataset.from_dict({"input_ids": work["prompt_ids"]})
     with tempfile.TemporaryDirectory() as folder:
         trainer = PPOTrainer(
-            args=PPOConfig(
-                output_dir=folder,
-                per_device_train_batch_size=work["prompts"] // accumulated,
-                gradient_accumulation_steps=accumulated,
-                num_mini_batches=work["minibatches"],
-                num_ppo_epochs=work["epochs"],
-                total_episodes=work["prompts"] * iterations,
-                response_length=work["new_tokens"],
-                local_rollout_forward_batch_size=work["prompts"],
-                stop_token_id=stop_id,
-                temperature=work["temperature"],
-                learning_rate=work["learning_rate"],
-                kl_coef=work["kl_coef"],
-                vf_coef=work["vf_coef"],
-                num_sample_generations=0,
-                gradient_checkpointing=False,
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,
-                seed=work["seed"],
-                report_to=[],
-                save_strategy="no",
-                eval_strategy="no",
-                logging_steps=1,
-                disable_tqdm=True,
-            ),
+            args=build_config(work, folder),
             processing_class=tokenizer,
             model=policy,
             ref_model=None,

@@ -46,6 +46,16 @@ def test_ppo(tiny_model: Path, tmp_path: Path, in_process: None, capsys: pytest.
     assert "% of copy bandwidth" in table
 
 
+def test_ratios_are_the_peers_over_ours() -> None:
+    def row(contestant: str, seconds: float, memory: float) -> dict[str, Any]:
+        summary = {"seconds": {"median": seconds}}
+        sizes = {"peak_rss_bytes": memory, "cuda_peak_bytes": None}
+        return {"name": f"{contestant} {seconds}", "contestant": contestant, "summary": summary, **sizes}
+
+    rows = [row("ours", 40.0, 2e9), row("ours", 20.0, 1e9), row("peer", 100.0, 6e9)]
+    assert [(r["seconds"], r["memory"]) for r in ppo.compute_ratios(rows)] == [(2.5, 3.0), (5.0, 6.0)]
+
+
 def test_generate(tiny_model: Path, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--rows", "4", "--prompt-tokens", "9", "--shortest", "2", "--longest", "11", "--repeats", "2"]
     result = start("generate", tiny_model, tmp_path, *sizes, "--only", "accord", "--only", "generate")
