@@ -31,6 +31,18 @@ class DataError(AccordError):
     exit_code = 3
 
 
+class NotFoundError(DataError):
+    """What a caller named (an item, a lease, an annotator, a version) is not there."""
+
+
+class ConflictError(DataError):
+    """What a caller asks does not fit what is stored: an id means something else, or the moment for it has passed."""
+
+
+class RefusedError(DataError):
+    """The one who asks may not: paused, deleted, or it belongs to somebody else."""
+
+
 class ModelError(AccordError):
     """A model cannot be loaded, or fails what an optimiser relies on."""
 

@@ -17,7 +17,7 @@ from accord.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-VoteKind = Literal["comparison", "ranking", "rating", "flag"]
+VoteKind = Literal["comparison", "ranking", "rating", "flag", "withdrawal"]
 Choice = Literal["a", "b", "tie", "both_bad"]
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -136,6 +136,7 @@ class Vote:
     ranking: K >= 2 completions and `ranks`, 1 = best, equal numbers are ties.
     rating: one completion and `rating` in [0, 1].
     flag: one completion and `flag`, the reason it is harmful or broken.
+    withdrawal: says no more than that the vote which it `supersedes` no longer counts; the completions are that vote's.
     """
 
     id: str
@@ -164,6 +165,7 @@ def _vote_problem(vote: Vote) -> str | None:
     """What is wrong with `vote`, or None."""
     count = len(vote.completions)
     wanted = {"comparison": vote.choice, "ranking": vote.ranks, "rating": vote.rating, "flag": vote.flag}
+    wanted["withdrawal"] = vote.supersedes
     if vote.kind not in wanted:
         return f"unknown kind {vote.kind!r}"
     if wanted[vote.kind] is None:
@@ -182,6 +184,8 @@ def _vote_problem(vote: Vote) -> str | None:
             return "a ranking has one rank for each of at least 2 completions"
         if min(vote.ranks) < 1:
             return "ranks start at 1"
+    elif vote.kind == "withdrawal":
+        return None if count else "a withdrawal shows what the vote before it showed"
     elif count != 1:
         return f"a {vote.kind} has 1 completion, not {count}"
     elif vote.kind == "rating" and not (vote.rating is not None and 0.0 <= vote.rating <= 1.0):

@@ -1,14 +1,14 @@
-"""The tables of feedback.db, and the triggers that make them append-only.
+"""The tables of votes and texts in feedback.db, and the triggers that make them append-only.
 
-Implements schema version 1 in SQLAlchemy Core. Texts are stored once, under their content id. Leaves out queries
-(`store`). The triggers exist on SQLite; elsewhere, refuse UPDATE and DELETE by the database's own rights.
+Implements what schema version 1 held, in SQLAlchemy Core; `queue_schema` adds what came after it. Texts are stored
+once, under their content id. Leaves out queries (`store`) and older versions (`migrations`).
 """
 
 from __future__ import annotations
 
 from sqlalchemy import DDL, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, event
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -73,10 +73,33 @@ imports = Table(
     Column("imported_at", Text, nullable=False),
 )
 
+REFUSING_FUNCTION = (
+    "CREATE OR REPLACE FUNCTION accord_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only'; END$$"
+)
+
+
+def build_refusals(name: str, dialect: str) -> list[str]:
+    """The statements that make the table `name` refuse UPDATE and DELETE, on "sqlite" or "postgresql"."""
+    if dialect == "sqlite":
+        return [
+            f"CREATE TRIGGER {name}_refuse_{action.lower()} BEFORE {action} ON {name} "
+            f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END"
+            for action in ("UPDATE", "DELETE")
+        ]
+    return [
+        f"CREATE TRIGGER {name}_refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON {name} "
+        "FOR EACH STATEMENT EXECUTE FUNCTION accord_refuse_change()"
+    ]
+
+
+def make_append_only(table: Table) -> None:
+    """Has both databases refuse UPDATE and DELETE on `table` as soon as it is created."""
+    for dialect in ("sqlite", "postgresql"):
+        for statement in build_refusals(table.name, dialect):
+            event.listen(table, "after_create", DDL(statement).execute_if(dialect=dialect))
+
+
+event.listen(metadata, "before_create", DDL(REFUSING_FUNCTION).execute_if(dialect="postgresql"))
 for _table in (prompts, completions, votes, vote_completions, imports):
-    for _action in ("UPDATE", "DELETE"):
-        _trigger = DDL(
-            f"CREATE TRIGGER {_table.name}_refuse_{_action.lower()} BEFORE {_action} ON {_table.name} "
-            f"BEGIN SELECT RAISE(ABORT, '{_table.name} is append-only'); END"
-        )
-        event.listen(_table, "after_create", _trigger.execute_if(dialect="sqlite"))
+    make_append_only(_table)

