@@ -3,12 +3,12 @@
     python -m benchmarks.time_to_reward --model DIR --peer trl --peer-python PY --seeds 0 1 2 3 4 \
         --iterations 10 --json FILE --plot FILE.html
 
-Task: the starter prompts under the model's own template; the reward is the share of words of at most four letters in
-the answer (benchmarks/text_rewards.py), which both compute from the text alone. An iteration: 32 prompts, at most 48
-new tokens up to EOS, 4 epochs of 4 optimiser steps on 8 sequences each, LoRA r 16 on all linear layers (ours: of those
-above the split, by default two thirds), the same learning rate (linear decay over the iterations), KL coefficient
-0.05, clipping 0.2, gamma 1, lambda 0.95, temperature 1. Each run is a process of its own; seeds differ in the order of
-the prompts and in the samples.
+Task: the starter prompts under the model's own template; the reward, computed by both from the answer's text alone
+(benchmarks/text_rewards.py), is by default how far it addresses the reader: half a point for each "you" or "your", at
+most one. An iteration: 32 prompts, at most 48 new tokens up to EOS, 4 epochs of 4 optimiser steps on 8 sequences each,
+LoRA r 16 on all linear layers (ours: of those above the split, by default two thirds), the same learning rate (linear
+decay over the iterations), KL coefficient 0.05, clipping 0.2, gamma 1, lambda 0.95, temperature 1. Each run is a
+process of its own; seeds differ in the order of the prompts and in the samples.
 
 Curves: score and KL (nats a sequence, mean of log pi - log pi_ref over samples from pi) of each rollout, smoothed over
 `--window` rollouts, against seconds since training began, loading left out. The target is `--target`, or by default the
@@ -37,6 +37,7 @@ from benchmarks.machine import choose_device, describe_device
 from benchmarks.plots import write_curves
 from benchmarks.processes import build_parser, check_peer_python, read_peak_memory, run_child, run_command, run_ours
 from benchmarks.tables import format_table, gather_rows, write_json
+from benchmarks.text_rewards import TEXT_REWARDS
 
 PEERS = {"trl": "benchmarks.peers.trl_ppo"}
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts")
     parser.add_argument("--split", type=int, default=-1, help="of ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")
     parser.add_argument("--target", type=float, help="the reward to reach")
     parser.add_argument("--window", type=int, default=3, help="rollouts that a smoothed score is the mean of")
     parser.add_argument("--plot", type=Path, help="draw reward against seconds into this HTML file")
@@ -68,7 +70,7 @@ def compare(arguments: argparse.Namespace) -> None:
         "kl_coef": 0.05,
         "micro_batches": 1,
         "warm_up": 0,
-        "text_reward": "short_words",
+        "text_reward": arguments.reward,
     }
     work = {name: getattr(arguments, name) for name in names} | fixed
     python = check_peer_python(arguments.peer_python) if arguments.peer and arguments.only != "ours" else None
@@ -109,7 +111,6 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
     from accord.models.loading import find_source
     from accord.rewards import as_source
     from accord.starter import load_starter_prompts
-    from benchmarks.text_rewards import TEXT_REWARDS
     from benchmarks.training import build_base, run_ppo
 
     base = build_base(work, work["split"], scorers=())

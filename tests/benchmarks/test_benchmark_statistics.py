@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.tables import fit_line, format_table, gather_rows, summarize
-from benchmarks.text_rewards import score_short_words
+from benchmarks.text_rewards import score_second_person, score_short_words
 from benchmarks.time_to_reward import estimate_ratio, find_arrival, judge, smooth
 
 # Anscombe 1973, "Graphs in Statistical Analysis", data set I
@@ -47,6 +47,12 @@ def test_parts_of_a_table_join(tmp_path: Path) -> None:
 def test_short_words() -> None:
     assert score_short_words("An owl, sleeping; flew!") == 0.75
     assert score_short_words("...") == 0.0
+
+
+def test_second_person() -> None:
+    assert score_second_person("Youth knows no yours.") == 0.5
+    assert score_second_person("You and your cat, you see") == 1.0
+    assert score_second_person("") == 0.0
 
 
 def run(contestant: str, seed: int, scores: list[float], kl: list[float], step: float) -> dict[str, Any]:
