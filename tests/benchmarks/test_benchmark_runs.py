@@ -71,7 +71,21 @@ def test_an_engine_that_cannot_run_says_why() -> None:
 
 def test_time_to_reward(tiny_model: Path, tmp_path: Path, in_process: None) -> None:
     plot = tmp_path / "curves.html"
-    options = ["--minibatches", "2", "--seeds", "0", "1", "--window", "1", "--target", "0", "--plot", str(plot)]
+    options = [
+        "--reward",
+        "short_words",
+        "--minibatches",
+        "2",
+        "--seeds",
+        "0",
+        "1",
+        "--window",
+        "1",
+        "--target",
+        "0",
+        "--plot",
+        str(plot),
+    ]
     result = start("time_to_reward", tiny_model, tmp_path, *TINY_UPDATE, *options)
     assert [row["seed"] for row in result["rows"]] == [0, 1]
     assert all(len(row["scores"]) == len(row["ended_seconds"]) == 2 for row in result["rows"])
