@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from accord.errors import DataError
+from accord.feedback.records import ADJUDICATION
 from accord.types import Completion, Vote, derive_seed
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+DRAWN_AT_ONCE = 50  # bootstrap samples in memory
 CHOICE_CODES = {"a": 0.0, "tie": 1.0, "b": 2.0, "both_bad": 3.0}
 OTHER_WAY_ROUND = {0.0: 2.0, 2.0: 0.0}
 
@@ -138,7 +140,8 @@ def compute_pairwise_agreement(
     use = pairs > 0
     pairs, agree = pairs[use], agree[use]
     draws = _draw_items(len(pairs), resamples, seed, "pairwise agreement")
-    return _build_interval(float(agree.sum() / pairs.sum()), (draws @ agree) / (draws @ pairs), confidence)
+    samples = np.concatenate([(rows @ agree) / (rows @ pairs) for rows in draws])
+    return _build_interval(float(agree.sum() / pairs.sum()), samples, confidence)
 
 
 def compute_alpha(
@@ -162,9 +165,33 @@ def compute_alpha(
     if not usable.shape[1]:
         raise _too_few_votes()
     draws = _draw_items(usable.shape[1], resamples, seed, "alpha")
-    items = np.arange(usable.shape[1])
-    estimates = [evalica.alpha(usable.iloc[:, np.repeat(items, row)], distance=level).alpha for row in draws]
-    return _build_interval(float(evalica.alpha(usable, distance=level).alpha), np.array(estimates), confidence)
+    if level in ("nominal", "interval"):
+        estimates = np.concatenate([_resample_alpha(usable.to_numpy(np.float64), level, rows) for rows in draws])
+    else:
+        items = np.arange(usable.shape[1])
+        picks = (np.repeat(items, row) for rows in draws for row in rows)
+        estimates = np.array([evalica.alpha(usable.iloc[:, pick], distance=level).alpha for pick in picks])
+    return _build_interval(float(evalica.alpha(usable, distance=level).alpha), estimates, confidence)
+
+
+def compute_annotator_agreement(
+    table: pd.DataFrame, name: str, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
+    """sum_u agree_u / sum_u others_u over the items u that `name` judged: how often another's vote equals theirs.
+
+    The interval resamples items. Raises DataError where they share no item with anybody.
+    """
+    own = table.loc[name].to_numpy(dtype=np.float64)
+    values = table.drop(index=name).to_numpy(dtype=np.float64)[:, ~np.isnan(own)]
+    others = np.sum(~np.isnan(values), axis=0).astype(np.float64)
+    agree = np.sum(values == own[~np.isnan(own)], axis=0).astype(np.float64)
+    use = others > 0
+    if not use.any():
+        raise _too_few_votes()
+    others, agree = others[use], agree[use]
+    draws = _draw_items(len(others), resamples, seed, "annotator agreement")
+    samples = np.concatenate([(rows @ agree) / (rows @ others) for rows in draws])
+    return _build_interval(float(agree.sum() / others.sum()), samples, confidence)
 
 
 _Item = tuple[Any, ...]
@@ -180,7 +207,9 @@ class _Judgement(NamedTuple):
 
 
 def _read_judgements(vote: Vote, kind: str) -> Iterator[_Judgement]:
-    """Each thing that `vote` says, in the terms of `build_agreement_table`."""
+    """Each thing that `vote` says, in the terms of `build_agreement_table`. A verdict is no second opinion."""
+    if vote.source == ADJUDICATION:
+        return
     if kind == "rating" and vote.kind == "rating" and vote.rating is not None:
         answer = vote.completions[0]
         yield _Judgement((vote.prompt.id, answer.id, answer.origin), vote.annotator, vote.rating)
@@ -204,10 +233,43 @@ def _count_equal_pairs(column: np.ndarray) -> float:
     return sum(count * (count - 1) / 2.0 for count in counts.values())
 
 
-def _draw_items(items: int, resamples: int, seed: int, label: str) -> np.ndarray:
-    """(resamples, items): how often each bootstrap sample holds each item."""
+def _draw_items(items: int, resamples: int, seed: int, label: str) -> Iterator[np.ndarray]:
+    """(some, items) at a time: how often each of `resamples` bootstrap samples holds each item."""
     generator = np.random.default_rng(derive_seed(seed, "bootstrap", label))
-    return generator.multinomial(items, np.full(items, 1.0 / items), size=resamples)
+    chances = np.full(items, 1.0 / items)
+    yield np.zeros((0, items), dtype=np.int64)
+    for start in range(0, resamples, DRAWN_AT_ONCE):
+        yield generator.multinomial(items, chances, size=min(DRAWN_AT_ONCE, resamples - start))
+
+
+def _resample_alpha(values: np.ndarray, level: str, draws: np.ndarray) -> np.ndarray:
+    """Alpha of each bootstrap sample. values (annotators, items), NaN where missing; draws (R, items) -> (R,).
+
+    With m_u values on item u, N = sum m_u, D_o = (1/N) sum_u [sum over ordered pairs within u of d] / (m_u - 1) and
+    D_e = [sum over all ordered pairs of d] / (N (N - 1)). For d nominal the sums are of n (m - n) over each value's
+    count n; for d interval, (x - y)^2, they are 2 (m sum x^2 - (sum x)^2). Both need only sums over items. 1 where
+    all values are one, as evalica has it. Source: Krippendorff (2018), chapter 12.
+    """
+    present = (~np.isnan(values)).sum(axis=0).astype(np.float64)
+    if level == "nominal":
+        parts = np.array([(values == value).sum(axis=0) for value in np.unique(values[~np.isnan(values)])]).T
+    else:
+        filled = np.nan_to_num(values)
+        parts = np.array([filled.sum(axis=0), (filled**2).sum(axis=0)]).T
+
+    def sum_pairs(size: np.ndarray, part: np.ndarray) -> np.ndarray:
+        if level == "nominal":
+            pairs: np.ndarray = (part * (size[:, None] - part)).sum(axis=1)
+        else:
+            pairs = 2.0 * (size * part[:, 1] - part[:, 0] ** 2)
+        return pairs
+
+    size = draws @ present
+    observed = draws @ (sum_pairs(present, parts) / (present - 1.0))
+    expected = sum_pairs(size, draws @ parts) / (size - 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha: np.ndarray = np.where(expected > 1e-12 * size, 1.0 - observed / expected, 1.0)
+    return alpha
 
 
 def _build_interval(estimate: float, samples: np.ndarray, confidence: float) -> Interval:

@@ -17,6 +17,7 @@ from accord.feedback.bradley_terry import fit_bradley_terry
 from accord.feedback.dawid_skene import fit_dawid_skene
 from accord.feedback.fraction import fit_fraction
 from accord.feedback.pairs import PairFit, PairTable, build_pair_table
+from accord.feedback.records import ADJUDICATION
 from accord.types import Preference, Vote
 
 CONSENSUS: dict[str, Callable[[PairTable], PairFit]] = {
@@ -65,14 +66,39 @@ def compute_consensus(votes: Iterable[Vote], method: str = "bradley_terry") -> C
     are, and then probability is 0.5. strength = mean of the strengths that were given / 7. The result does not depend
     on the order of `votes`; give the current ones (`VoteStore.votes`).
 
+    An owner's verdict (source "adjudication") settles its pair: probability 1, 0 or 0.5 with uncertainty 0, whatever
+    the others say; the newest counts. It tells nothing of the annotators' skill.
+
     Raises ConfigError where `method` is not in CONSENSUS.
     """
     if method not in CONSENSUS:
         raise ConfigError(f"unknown consensus {method!r}", mend=f"use one of {', '.join(CONSENSUS)}")
-    table = build_pair_table(votes)
+    votes = list(votes)
+    table = build_pair_table(vote for vote in votes if vote.source != ADJUDICATION)
     judged = table.judged()
     fit = CONSENSUS[method](judged)
-    return Consensus(_build_preferences(table, judged, fit), _build_report(table, fit, method))
+    preferences = _settle(_build_preferences(table, judged, fit), [v for v in votes if v.source == ADJUDICATION])
+    return Consensus(preferences, _build_report(table, fit, method))
+
+
+def _settle(preferences: list[Preference], verdicts: list[Vote]) -> list[Preference]:
+    """The preferences with those pairs replaced or added that a verdict speaks of."""
+    settled = {(p.prompt.id, p.a.id, p.b.id): p for p in preferences} if verdicts else {}
+    for vote in sorted(verdicts, key=lambda vote: (vote.created_at, vote.id)):
+        table = build_pair_table([vote])
+        for (prompt, a, b), outcome, strength in zip(table.pairs, table.outcome, table.strength, strict=True):
+            key = (prompt.id, a.id, b.id)
+            settled[key] = Preference(
+                prompt,
+                a,
+                b,
+                probability=0.5 if np.isnan(outcome) else float(outcome),
+                uncertainty=0.0,
+                weight=0.0 if np.isnan(outcome) else 1.0,
+                strength=None if np.isnan(strength) else float(strength),
+                votes=settled[key].votes if key in settled else 1,
+            )
+    return [settled[key] for key in sorted(settled)] if verdicts else preferences
 
 
 def _build_preferences(table: PairTable, judged: PairTable, fit: PairFit) -> list[Preference]:

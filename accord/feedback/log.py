@@ -119,7 +119,7 @@ def read_events(connection: Connection, *, after: int = 0, limit: int | None = N
         before = connection.scalar(select(events.c.digest).where(events.c.number == after)) or ""
     expected = after + 1
     query = select(events).where(events.c.number > after).order_by(events.c.number).limit(limit)
-    for row in connection.execution_options(yield_per=READ_EVENTS).execute(query):
+    for row in connection.execute(query.execution_options(yield_per=READ_EVENTS)):
         digest = compute_event_digest(before, row.number, row.at, row.actor, row.kind, row.body)
         if row.number != expected or row.digest != digest:
             raise WorkspaceError(

@@ -16,6 +16,7 @@ from accord.errors import DataError
 from accord.types import ROLES, Completion, Message, Prompt, Vote, compute_content_id
 
 FORMATS_PAGE = "see docs/formats.md"
+ADJUDICATION = "adjudication"  # the source of votes that are an owner's verdicts (`adjudication`)
 VOTE_FIELDS = (
     "id",
     "kind",

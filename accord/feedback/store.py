@@ -255,7 +255,7 @@ def read_round_votes(database: Database, round: int) -> Iterator[Vote]:
 def _read_votes(connection: Connection, query: Select[Any]) -> Iterator[Vote]:
     """The votes of a query of `_select_votes`, by created_at, then id."""
     query = query.order_by(schema.votes.c.created_at, schema.votes.c.id, schema.vote_completions.c.position)
-    rows = connection.execution_options(yield_per=2000).execute(query)
+    rows = connection.execute(query.execution_options(yield_per=2000))
     parse_prompt, parse_messages = lru_cache(4096)(prompt_from_json), lru_cache(4096)(messages_from_json)
     for _, group in groupby(rows, key=lambda row: row.id):
         shown = list(group)

@@ -76,7 +76,7 @@ def compute_votes_digest(connection: Connection) -> str:
     digest = hashlib.sha256()
     for table, names in KEPT:
         query = select(*(table.c[name] for name in names)).order_by(*table.primary_key.columns)
-        for row in connection.execution_options(yield_per=2000).execute(query):
+        for row in connection.execute(query.execution_options(yield_per=2000)):
             digest.update(json.dumps(list(row), ensure_ascii=False).encode("utf-8", "surrogatepass"))
             digest.update(b"\n")
     return digest.hexdigest()
