@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+LINK_FILE = ".label.json"
+"""Written by `accord label` while it runs: `link` and `pid`."""
 
 
 def dump_json(value: Any) -> str:
@@ -88,6 +90,15 @@ class Workspace:
     def database_url(self) -> str:
         """Where the votes are."""
         return f"sqlite:///{self.root / 'feedback.db'}"
+
+    def label_link(self) -> str | None:
+        """Where people label this project, if `accord label` runs; a file left by a killed server counts for nothing."""
+        try:
+            row = json.loads((self.root / LINK_FILE).read_text(encoding="utf-8"))
+            os.kill(int(row["pid"]), 0)  # signal 0 asks whether the process is there
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return str(row["link"])
 
     def round_folder(self, number: int) -> Path:
         """`rounds/NNN`, made when first asked for."""

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 import accord
 from accord.cli.feedback import export_votes, import_votes
+from accord.cli.label import label
 from accord.cli.progress import JsonProgress, show_progress
 from accord.cli.project import create_project, find_examples
 from accord.cli.tables import build_checks_table, build_plan_table, print_plan, print_summary
@@ -48,6 +49,9 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, one event a line.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of bars.")]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="End with exit code 7 where people's votes are missing, instead of waiting.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")]
 
 
@@ -110,9 +114,10 @@ def run(
     as_json: AsJson = False,
     plain: Plain = False,
     yes: Yes = False,
+    no_wait: NoWait = False,
 ) -> None:
     """Take the loop from wherever it is to the end of its rounds."""
-    _run(folder, overrides or [], as_json=as_json, plain=plain, yes=yes)
+    _run(folder, overrides or [], as_json=as_json, plain=plain, yes=yes, wait=not no_wait)
 
 
 @app.command()
@@ -133,7 +138,9 @@ def demo(
     _run(folder, overrides or [], as_json=as_json, plain=plain, yes=yes)
 
 
-def _run(folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, yes: bool) -> None:
+def _run(
+    folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, yes: bool, wait: bool = True
+) -> None:
     """Plan, show the plan, run, say where the report is. Ctrl-C leaves a project that goes on."""
     console = Console(highlight=False)
     with _told_to_machines(as_json), _stoppable(folder, overrides, as_json):
@@ -145,7 +152,7 @@ def _run(folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, 
         stages = loop.plan(workspace, config)
         _show_plan(console, stages, as_json=as_json, yes=yes or plain)
         with show_progress(console, as_json=as_json, plain=plain) as progress:
-            result = loop.run(workspace, config, progress)
+            result = loop.run(workspace, config, progress, wait=wait)
         if as_json:
             JsonProgress().emit("finished", **dataclasses.asdict(result))
         else:
@@ -263,5 +270,6 @@ def doctor(
         require_healthy(checks)
 
 
+app.command()(label)
 app.command("import")(import_votes)
 app.command("export")(export_votes)

@@ -77,9 +77,10 @@ class SampleSection(Section):
 class FeedbackSection(Section):
     """Whose judgement counts, and how votes become preferences."""
 
-    source: Literal["simulated", "votes"] = Field(
+    source: Literal["simulated", "votes", "people"] = Field(
         "simulated",
-        description="`simulated`: annotators of [simulation]; `votes`: those in feedback.db (`accord import`).",
+        description="`simulated`: annotators of [simulation]; `votes`: those in feedback.db (`accord import`); "
+        "`people`: samples are put before people in `accord label`, and the loop waits for their votes.",
     )
     consensus: Literal["fraction", "dawid_skene", "bradley_terry"] = Field(
         "bradley_terry", description="How several votes on a pair become one probability."
@@ -113,6 +114,36 @@ class SimulationSection(Section):
         names = [a.name for a in self.annotators]
         if len(set(names)) != len(names):
             raise ValueError("two simulated annotators have the same name")
+        return self
+
+
+class LabelSection(Section):
+    """The labelling app, `accord label`: where it listens, who comes in, and how often each item is judged."""
+
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Loopback opens without an account; any other asks for accounts."
+    )
+    port: int = Field(8400, ge=1, le=65535, description="Port to listen on.")
+    url: str = Field("", description="Where people find it, if not there: `https://label.example.org` behind a proxy.")
+    accounts: Literal["auto", "always"] = Field(
+        "auto", description="`auto`: only where `host` is not loopback; `always`: on loopback too."
+    )
+    ask: Literal["comparison", "ranking", "rating"] = Field(
+        "comparison", description="What people are asked: each pair of answers, all answers in order, or each answer."
+    )
+    overlap: int = Field(3, ge=1, description="How many people judge an item of the shared part.")
+    overlap_share: float = Field(
+        0.1, ge=0, le=1, description="Share of items that so many people judge, to see how far they agree; one the rest."
+    )
+    prefetch: int = Field(30, ge=1, le=100, description="Items that a browser holds ahead, so that it can go offline.")
+    lease_seconds: int = Field(
+        1800, ge=10, description="After so long without a word, an item held by a browser goes to someone else."
+    )
+
+    @model_validator(mode="after")
+    def _url_is_one(self) -> LabelSection:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError("label.url must begin with http:// or https://")
         return self
 
 
@@ -221,6 +252,7 @@ class Config(Section):
     sample: SampleSection = SampleSection()
     feedback: FeedbackSection = FeedbackSection()
     simulation: SimulationSection = SimulationSection()
+    label: LabelSection = LabelSection()
     sft: SftSection = SftSection()
     reward_model: RewardModelSection = RewardModelSection()
     policy: PolicySection = PolicySection()
@@ -233,8 +265,8 @@ class Config(Section):
     def _simulation_needs_a_utility(self) -> Config:
         if self.feedback.source == "simulated" and not self.simulation.utility:
             raise ValueError('feedback.source = "simulated" needs simulation.utility')
-        if self.feedback.source == "simulated" and self.prompts.train == "votes":
+        if self.feedback.source != "votes" and self.prompts.train == "votes":
             raise ValueError(
-                'prompts.train = "votes" needs feedback.source = "votes": simulated annotators need prompts first'
+                'prompts.train = "votes" needs feedback.source = "votes": other annotators need prompts first'
             )
         return self

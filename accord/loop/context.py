@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 
 class RunContext:
-    """One run's shared parts. `base` and `store` are made when first asked for."""
+    """One run's shared parts. `base` and `store` are made when first asked for. `wait`: for people's votes."""
 
-    def __init__(self, workspace: Workspace, config: Config, progress: Progress) -> None:
+    def __init__(self, workspace: Workspace, config: Config, progress: Progress, *, wait: bool = True) -> None:
         self.workspace = workspace
         self.config = config
         self.progress = progress
+        self.wait = wait
         self._base_name = resolve_model(workspace, config)
         self._base: Base | None = None
 

@@ -15,7 +15,7 @@ from typing import Any
 from accord.config import Config
 from accord.errors import DataError
 from accord.feedback.store import VoteStore
-from accord.loop import fitting, improving, preparing
+from accord.loop import asking, fitting, improving, preparing
 from accord.loop.context import RunContext, resolve_model
 from accord.models.size import compute_source_id
 from accord.types import compute_content_id, derive_seed
@@ -96,7 +96,8 @@ def _add_votes(
 ) -> tuple[str, dict[str, str]]:
     """The stages up to the votes of one round; returns the prompts' address and all votes so far.
 
-    People's votes come first and may name the prompts; simulated annotators need prompts and samples before they vote.
+    Votes that are there already come first and may name the prompts; annotators, simulated or not, who judge the
+    round's own samples need prompts and samples before they vote.
     """
     chosen = _prompts(workspace, config)
     if config.feedback.source == "votes":
@@ -106,6 +107,11 @@ def _add_votes(
     author = {"policy": policy} if policy else {}
     parents = {"prompts": prompts, "reference": reference, **author}
     samples = add("samples", number, preparing.sample_completions, {"sample": _dump(config.sample)}, parents)
+    if config.feedback.source == "people":
+        label = config.label
+        asked = {"ask": label.ask, "overlap": label.overlap, "overlap_share": label.overlap_share}
+        votes = add("votes", number, asking.ask_people, {"label": asked}, {"samples": samples})
+        return prompts, {**voted, f"votes_{number}": votes}
     simulation = {"simulation": _dump(config.simulation)}
     votes = add("votes", number, preparing.simulate_annotators, simulation, {"samples": samples})
     return prompts, {**voted, f"votes_{number}": votes}

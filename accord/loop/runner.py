@@ -122,10 +122,13 @@ class _RoundProgress:
         self.inner.log(metrics)
 
 
-def run(workspace: Workspace, config: Config, progress: Progress) -> RunResult:
+def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool = True) -> RunResult:
     """Take the loop from wherever it is to the end of its rounds, and write each round's report.
 
+    wait: for people's votes, where `feedback.source` is "people"; without, the run ends when it would begin to wait.
+
     Raises:
+        VotesMissing: people's votes are missing, and `wait` is false.
         AccordError: a stage cannot be made; what is finished stays finished.
     """
     check_names(config)
@@ -136,7 +139,7 @@ def run(workspace: Workspace, config: Config, progress: Progress) -> RunResult:
     made = already = 0
     with workspace.lock():
         stages = build_stages(workspace, config)
-        context = RunContext(workspace, config, progress)
+        context = RunContext(workspace, config, progress, wait=wait)
         for stage in stages:
             name = f"{stage.round:03d}/{stage.kind}"
             if workspace.find(stage.kind, stage.key):

@@ -1,0 +1,103 @@
+"""The stage in which people vote: samples go into the labelling queue, and the loop waits until enough came back.
+
+Implements the items of a round and the wait. The queue outlives the process: a run that is stopped while it waits goes
+on where it was. Leaves out serving the page (`web`) and what a vote means (`feedback`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import AccordError
+from accord.feedback.items import ItemKind, NewItem, Overlap
+from accord.feedback.progress import Progress
+from accord.feedback.queue import Queue
+from accord.feedback.records import vote_to_dict
+from accord.loop.context import RunContext
+from accord.types import Completion, Prompt
+from accord.workspace import Draft
+
+if TYPE_CHECKING:
+    from accord.loop.graph import Stage
+
+POLL_SECONDS = 1.0
+
+
+class VotesMissing(AccordError):
+    """The loop waits for people's votes, and was asked not to wait."""
+
+    exit_code = 7
+
+
+def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
+    """Put the round's samples before people, wait for the votes that are wanted, and keep those of this round.
+
+    Raises:
+        VotesMissing: votes are missing and the run was started with `--no-wait`.
+    """
+    label = context.config.label
+    rows = context.parent(stage, "samples").read_jsonl("samples.jsonl")
+    queue = Queue(context.store.database)
+    queue.add_items(
+        list(build_items(rows, label.ask, stage.address)),
+        round=stage.round,
+        seed=stage.seed,
+        overlap=Overlap(share=label.overlap_share, high=label.overlap),
+    )
+    progress = wait_for_votes(context, queue, stage.round)
+    votes = [vote_to_dict(vote) for vote in queue.votes(stage.round)]
+    draft.write_jsonl("votes.jsonl", votes)
+    draft.summary["votes"] = len(votes)
+    draft.summary["items"] = progress.items
+    draft.summary["simulated"] = False
+
+
+def build_items(rows: list[dict[str, Any]], ask: ItemKind, source: str) -> Iterator[NewItem]:
+    """The items of sampled rows: each pair of different answers, all in one ranking, or each answer."""
+    for row in rows:
+        prompt = Prompt.from_dict(row["prompt"])
+        different = {answer.id: answer for answer in (Completion.from_dict(c) for c in row["completions"])}
+        answers = tuple(answer for answer in different.values() if answer.text.strip())
+        groups: dict[str, list[tuple[Completion, ...]]] = {
+            "comparison": list(combinations(answers, 2)),
+            "ranking": [answers] if len(answers) > 1 else [],
+            "rating": [(answer,) for answer in answers],
+        }
+        for group in groups[ask]:
+            yield NewItem(ask, prompt, group, source=source)
+
+
+def wait_for_votes(context: RunContext, queue: Queue, number: int) -> Progress:
+    """Until the votes of round `number` are in (`is_enough`); says where people label, and how many there are."""
+    progress = queue.progress(round=number)
+    if not is_enough(progress):
+        if not context.wait:
+            raise votes_missing(context, progress)
+        link = context.workspace.label_link() or f"accord label {context.workspace.root}"
+        context.progress.begin(f"people vote at {link}", progress.wanted, "votes")
+    seen = 0
+    while not is_enough(progress):
+        context.progress.advance(progress.cast - seen)
+        seen = progress.cast
+        time.sleep(POLL_SECONDS)
+        progress = queue.progress(round=number)
+    return progress
+
+
+def is_enough(progress: Progress) -> bool:
+    """No vote is missing, or everyone has judged or skipped all that they could: nobody is left to wait for."""
+    return not progress.missing or (progress.complete and progress.cast > 0 and not progress.leased)
+
+
+def votes_missing(context: RunContext, progress: Progress) -> VotesMissing:
+    """How many votes are missing, and where they are cast."""
+    link, root = context.workspace.label_link(), context.workspace.root
+    mend = f"label at {link}" if link else f"let people label with: accord label {root}"
+    return VotesMissing(
+        f"{progress.missing} of {progress.wanted} votes are missing",
+        where=context.config.project.name,
+        mend=f"{mend}; then go on with: accord run {root}",
+    )

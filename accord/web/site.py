@@ -1,0 +1,101 @@
+"""What every route shares: the project, its database with queue, people and guidelines, and how the app was opened.
+
+Implements the opening of these parts for one project, and the hashes under which secrets are stored. Leaves out the
+routes and the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pwdlib import PasswordHash
+
+from accord.config import Config
+from accord.feedback.database import Database, open_database
+from accord.feedback.guidelines import Guidelines
+from accord.feedback.people import People
+from accord.feedback.queue import Queue
+from accord.feedback.store import VoteStore
+from accord.web.security import LOOPBACK_NAMES, SignInLimiter
+from accord.workspace import Workspace
+
+OPEN_NAME = "owner"
+"""Who judges where no account is asked for."""
+
+SERVER = "accord label"
+"""The actor of what the server does by itself, in the audit log."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One project, opened for the web. `accounts`: whether people sign in; without, whoever comes is the owner."""
+
+    workspace: Workspace
+    config: Config
+    database: Database
+    accounts: bool
+    name_limiter: SignInLimiter = field(default_factory=SignInLimiter)
+    address_limiter: SignInLimiter = field(default_factory=lambda: SignInLimiter(attempts=20))
+
+    @cached_property
+    def queue(self) -> Queue:
+        """Items to judge, leases, answers."""
+        return Queue(self.database)
+
+    @cached_property
+    def people(self) -> People:
+        """Annotators, invitations, sessions."""
+        return People(self.database)
+
+    @cached_property
+    def guidelines(self) -> Guidelines:
+        """What annotators are told, by version."""
+        return Guidelines(self.database)
+
+    @cached_property
+    def store(self) -> VoteStore:
+        """Every vote."""
+        return VoteStore(self.database)
+
+    @cached_property
+    def passwords(self) -> PasswordHash:
+        """Argon2 with pwdlib's settings."""
+        return PasswordHash.recommended()
+
+    @cached_property
+    def no_hash(self) -> str:
+        """What a password is compared with where nobody has the name, so that both take the same time."""
+        return self.passwords.hash("nobody's password")
+
+    @property
+    def link(self) -> str:
+        """Where people find the app."""
+        label = self.config.label
+        return label.url.rstrip("/") or build_link(label.host, label.port)
+
+    @property
+    def secure(self) -> bool:
+        """Whether cookies are for https alone."""
+        return self.link.startswith("https:")
+
+
+def open_site(workspace: Workspace, config: Config) -> Site:
+    """Open the project's database, and make the owner of a project that asks for no account."""
+    accounts = config.label.accounts == "always" or config.label.host not in LOOPBACK_NAMES
+    site = Site(workspace, config, open_database(workspace.database_url), accounts)
+    if not accounts and site.people.find(OPEN_NAME) is None:
+        site.people.add(OPEN_NAME, role="owner", actor=SERVER)
+    return site
+
+
+def build_link(host: str, port: int) -> str:
+    """`http://localhost:8400`; a server on every address is shown by this machine's own name for itself."""
+    name = "localhost" if host in {*LOOPBACK_NAMES, "0.0.0.0", "::"} else host
+    return f"http://{name}:{port}"
+
+
+def hash_secret(purpose: str, secret: str) -> str:
+    """SHA-256 under which a random secret is stored; a secret of one purpose (web, api, invitation) is no other's."""
+    return hashlib.sha256(f"accord {purpose}\0{secret}".encode()).hexdigest()

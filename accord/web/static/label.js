@@ -1,0 +1,417 @@
+// The labelling page. The server draws the order of the answers and sends each item as finished, sanitised HTML whose
+// buttons say their key (data-key) and what they mean (data-send: a judgement; data-do: an action below). This module
+// keeps a store of leased items, so that an answer paints the next one at once, and hands answers to the outbox.
+
+import { Outbox } from "./outbox.js";
+
+const page = document.querySelector("#label");
+const stage = document.querySelector("#stage");
+const chip = document.querySelector("#unsaved");
+const live = document.querySelector("#announcer");
+const settings = JSON.parse(page.dataset.settings);
+const readKey = `accord-guidelines-${settings.person}`;
+const HEARTBEAT_MS = 30000;
+const POLL_MS = 4000;
+
+const queue = [];        // leased and not shown yet, each {lease, kind, node, expires}
+const past = [];         // answered in this tab, newest last: entries with the answer's id and what it said
+let current = null;      // the entry on the stage
+let shownAt = 0;         // when it was painted, ms
+let refilling = false;
+let reachable = true;
+let progress = { mine: 0, left: 0, busy: 0 };
+
+// ---------------------------------------------------------------- the server
+
+async function call(path, body) {
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-csrf-token": page.dataset.csrf },
+    body: JSON.stringify(body),
+  });
+  if (response.ok) return response.json();
+  const problem = response.status === 401 ? "you are signed out: sign in again to save" :
+    response.status === 403 ? "the server refuses: reload the page" : `the server answers ${response.status}`;
+  throw Object.assign(new Error(problem), { problem, status: response.status });
+}
+
+const outbox = new Outbox(
+  settings.person,
+  async (answers) => (await call("/api/label/answers", { answers })).results,
+  ({ unsaved, problem }) => {
+    chip.hidden = !unsaved;
+    chip.textContent = `${unsaved} unsaved`;
+    chip.title = problem || "on the way to the server";
+    document.querySelector("#problem").textContent = unsaved && problem ? `${problem}; trying again` : "";
+  },
+  (answer, reason) => say(`An answer was not counted: ${reason}.`),
+);
+
+async function refill() {
+  if (refilling || queue.length > settings.prefetch - 5) return;
+  refilling = true;
+  try {
+    const have = [current, ...queue].filter(Boolean).map((entry) => entry.lease);
+    const got = await call("/api/label/lease", { count: settings.prefetch - queue.length, have });
+    reachable = true;
+    for (const item of got.items) {
+      if (!known(item.lease)) queue.push({ ...item, node: parse(item.html), edit: findDraft(item.lease), expires: performance.now() + item.seconds_left * 1000 });
+    }
+    progress = got.progress;
+    if (got.guidelines !== settings.guidelines) renewGuidelines(got.guidelines);
+  } catch (error) {
+    reachable = false;
+    if (error.status === 401) document.querySelector("#problem").textContent = error.problem;
+  } finally {
+    refilling = false;
+  }
+  if (!current) showNext();
+  drawProgress();
+}
+
+function known(lease) {
+  return outbox.has(lease) || [current, ...queue, ...past].some((entry) => entry?.lease === lease);
+}
+
+function parse(html) {
+  const holder = document.createElement("template");
+  holder.innerHTML = html;   // finished on the server: Markdown without HTML, then nh3
+  return holder.content.firstElementChild;
+}
+
+// A lease that ran out while nobody looked goes back; without a connection the item is shown all the same.
+function dropExpired() {
+  while (queue.length && reachable && queue[0].expires < performance.now()) queue.shift();
+}
+
+// ---------------------------------------------------------------- the stage
+
+function showNext() {
+  dropExpired();
+  show(queue.shift() || null);
+  refill();
+}
+
+function show(entry) {
+  current = entry;
+  if (entry) {
+    stage.replaceChildren(entry.node);
+    shownAt = performance.now();
+    stage.querySelector("h2")?.focus({ preventScroll: true });
+    scrollTo(0, 0);
+  } else {
+    const empty = document.querySelector(reachable ? (progress.busy ? "#busy" : "#empty") : "#offline");
+    stage.replaceChildren(empty.content.cloneNode(true));
+  }
+  page.dataset.lease = entry ? entry.lease : "";
+  document.body.classList.toggle("idle", !entry);
+  document.querySelector("[data-do=undo]").disabled = !past.length;
+  drawProgress();
+}
+
+function drawProgress() {
+  const total = progress.mine + progress.left;
+  const bar = document.querySelector("#progress");
+  bar.max = Math.max(1, total);
+  bar.value = progress.mine;
+  document.querySelector("#count").textContent = `${progress.mine} done, ${Math.max(0, progress.left)} left`;
+}
+
+function say(text) {
+  live.textContent = text;
+  const toast = document.querySelector("#toast");
+  toast.textContent = text;
+  toast.classList.remove("shown");
+  void toast.offsetWidth;   // begins the fade again
+  toast.classList.add("shown");
+}
+
+function answerOf(fields) {
+  return {
+    id: crypto.randomUUID ? crypto.randomUUID() : uuid(),
+    lease: current.lease, guidelines: settings.guidelines || null,
+    seconds: Math.round(performance.now() - shownAt) / 1000,
+    answered_at: new Date().toISOString(), ...fields,
+  };
+}
+
+function uuid() {   // on a plain http page of another host there is no randomUUID
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}
+
+// A judgement of the item on the stage: kept, sent, and the next item painted, all from one key press.
+function submit(judgement, words) {
+  if (!current) return;
+  const began = performance.now();
+  // A second judgement of the same lease supersedes the first; a skip is taken back before another word takes its place.
+  if (current.answer && (current.said.kind === "skip" || judgement.kind === "skip")) {
+    outbox.add(answerOf({ kind: "undo", action: current.answer }));
+  }
+  const edit = judgement.kind !== "skip" && current.edit ? { edit: current.edit.text, edit_position: current.edit.position } : {};
+  const answer = answerOf({ ...judgement, ...edit });
+  const entry = { ...current, answer: answer.id, said: judgement };
+  keepDraft({ lease: entry.lease });
+  outbox.add(answer);
+  past.push(entry);
+  if (past.length > 50) past.shift();
+  if (!current.answer) { progress.mine += 1; progress.left -= 1; }
+  entry.node.querySelectorAll(".was").forEach((button) => button.classList.remove("was"));
+  markSaid(entry);
+  showNext();
+  say(words ? `${words}.` : "Noted.");
+  requestAnimationFrame(() => performance.measure("answer-to-next", { start: began, end: performance.now() }));
+}
+
+function markSaid(entry) {
+  for (const button of entry.node.querySelectorAll("[data-send]")) {
+    button.classList.toggle("was", JSON.stringify(JSON.parse(button.dataset.send)) === JSON.stringify(entry.said));
+  }
+}
+
+// Beside the judgement: a flag or a demonstration is an answer of its own and leaves the item where it is.
+function addBeside(fields, words) {
+  outbox.add(answerOf(fields));
+  say(words);
+}
+
+// ---------------------------------------------------------------- actions, by the name in data-do
+
+const actions = {
+  undo() {
+    const last = past.pop();
+    if (!last) return;
+    if (current) queue.unshift(current);
+    show(last);
+    say("Back to the answer before. Judge it again, or press Escape to leave it as it was.");
+  },
+  keep() {
+    if (!current?.answer) return;
+    past.push(current);
+    showNext();
+  },
+  guidelines: () => open("guidelines"),
+  keys: () => open("keys"),
+  skip: () => current && open("skip"),
+  flag: () => current && open("flag"),
+  edit() {
+    if (!current) return;
+    const area = document.querySelector("#edit textarea");
+    area.value = current.edit?.text || "";
+    area.dataset.position = current.edit?.position ?? "";
+    open("edit");
+    area.focus();
+  },
+  copy(button) {
+    const area = document.querySelector("#edit textarea");
+    area.value = textOf(Number(button.dataset.position));
+    area.dataset.position = button.dataset.position;
+    area.focus();
+  },
+  "save-edit"() {
+    const area = document.querySelector("#edit textarea");
+    const text = area.value.trim();
+    current.edit = text ? { text, position: area.dataset.position === "" ? null : Number(area.dataset.position) } : null;
+    keepDraft(current);
+    close("edit");
+    say(text ? "Your answer goes with your judgement. Now judge." : "Nothing written.");
+  },
+  "skip-because"(button) {
+    close("skip");
+    submit({ kind: "skip", reason: reasonOf(button, "skip") }, "Skipped");
+  },
+  "flag-because"(button) {
+    const chosen = document.querySelector("#flag input[name=position]:checked");
+    const position = answersOnStage().length === 1 ? 0 : chosen ? Number(chosen.value) : -1;
+    if (position < 0) { say("Choose first which answer it is."); return; }
+    addBeside({ kind: "flag", position, reason: reasonOf(button, "flag") }, "Flagged. Now judge the answers.");
+    answersOnStage()[position].classList.add("flagged");
+    close("flag");
+  },
+  choose(button) { button.querySelector("input").checked = true; },
+  place(button) { place(Number(button.dataset.position)); },
+  tie() { toggleTie(); },
+  clear() { order = []; ties = new Set(); drawRanks(); },
+  rank() { saveRanking(); },
+  rate() { submit({ kind: "rating", rating: Number(stage.querySelector("input[type=range]").value) }, "Rated"); },
+  read() {
+    try { localStorage.setItem(readKey, settings.guidelines); } catch { /* a browser that forgets: they are shown again */ }
+    close("guidelines");
+  },
+  close(button) { button.closest("dialog").close(); },
+};
+
+// What was written for an item that is not judged yet outlives the tab.
+function keepDraft(entry) {
+  try {
+    if (entry.edit) localStorage.setItem(`accord-draft-${entry.lease}`, JSON.stringify(entry.edit));
+    else localStorage.removeItem(`accord-draft-${entry.lease}`);
+  } catch { /* a browser that keeps nothing: the draft lives as long as the page */ }
+}
+
+function findDraft(lease) {
+  try { return JSON.parse(localStorage.getItem(`accord-draft-${lease}`)); } catch { return null; }
+}
+
+function reasonOf(button, dialog) {
+  const own = document.querySelector(`#${dialog} input[type=text]`);
+  const reason = button.dataset.reason || own.value.trim() || "other";
+  own.value = "";
+  return reason;
+}
+
+const answersOnStage = () => [...stage.querySelectorAll(".answer")];
+const textOf = (position) => answersOnStage().find((answer) => Number(answer.dataset.position) === position)?.dataset.text || "";
+
+function open(id) {
+  const dialog = document.getElementById(id);
+  for (const choice of dialog.querySelectorAll("[data-for-answer]")) {
+    choice.hidden = Number(choice.dataset.forAnswer) >= answersOnStage().length;
+    if (choice.querySelector("input")) choice.querySelector("input").checked = false;
+  }
+  if (!dialog.open) dialog.showModal();
+}
+
+function hasRead() {
+  try { return localStorage.getItem(readKey) === settings.guidelines; } catch { return false; }
+}
+
+const close = (id) => document.getElementById(id).close();
+
+async function renewGuidelines(version) {
+  const response = await fetch("/guidelines/text");
+  if (!response.ok) return;
+  document.querySelector("#guidelines .text").innerHTML = await response.text();   // rendered like every other text
+  settings.guidelines = version;
+  open("guidelines");
+}
+
+// ---------------------------------------------------------------- ranking: keys, buttons, dragging
+
+let order = [];          // positions, best first
+let ties = new Set();    // positions that tie with the one before them in `order`
+
+function place(position) {
+  if (order.includes(position)) { order = order.filter((other) => other !== position); ties.delete(position); }
+  else order.push(position);
+  drawRanks();
+}
+
+function toggleTie() {
+  const last = order.at(-1);
+  if (order.length < 2) { say("Place two answers first; then they can tie."); return; }
+  if (!ties.delete(last)) ties.add(last);
+  drawRanks();
+}
+
+function ranks() {
+  const found = new Map();
+  order.forEach((position, place) => found.set(position, place && ties.has(position) ? found.get(order[place - 1]) : place + 1));
+  return found;
+}
+
+function drawRanks() {
+  const found = ranks();
+  for (const answer of answersOnStage()) {
+    const rank = found.get(Number(answer.dataset.position));
+    answer.querySelector(".rank").textContent = rank ? `${rank}` : "–";
+    answer.classList.toggle("placed", Boolean(rank));
+  }
+  const named = order.map((position) => "ABCDEFGHI"[position]);
+  stage.querySelector(".order").textContent = named.length ?
+    named.map((name, place) => (place ? (ties.has(order[place]) ? " = " : " › ") : "") + name).join("") : "nothing placed yet";
+  stage.querySelector("[data-do=rank]").disabled = order.length < answersOnStage().length;
+}
+
+function saveRanking() {
+  const found = ranks();
+  if (found.size < answersOnStage().length) { say("Place every answer first."); return; }
+  const judgement = { kind: "ranking", ranks: answersOnStage().map((_, position) => found.get(position)) };
+  order = [];
+  ties = new Set();
+  submit(judgement, "Ranked");
+}
+
+function listenToDragging() {
+  let dragged = null;
+  stage.addEventListener("pointerdown", (event) => {
+    dragged = event.target.closest(".handle")?.closest(".answer") || null;
+    if (dragged) { event.preventDefault(); event.target.setPointerCapture(event.pointerId); dragged.classList.add("dragged"); }
+  });
+  stage.addEventListener("pointermove", (event) => {
+    if (!dragged) return;
+    const over = document.elementsFromPoint(event.clientX, event.clientY).find((node) => node.matches?.(".answer") && node !== dragged);
+    if (!over || over.parentElement !== dragged.parentElement) return;
+    const all = [...dragged.parentElement.children];
+    over[all.indexOf(over) > all.indexOf(dragged) ? "after" : "before"](dragged);
+  });
+  const drop = () => {
+    if (!dragged) return;
+    dragged.classList.remove("dragged");
+    order = [...dragged.parentElement.querySelectorAll(".answer")].map((answer) => Number(answer.dataset.position));
+    ties = new Set();
+    dragged = null;
+    drawRanks();
+  };
+  stage.addEventListener("pointerup", drop);
+  stage.addEventListener("pointercancel", drop);
+}
+
+// ---------------------------------------------------------------- keys and clicks
+
+function press(button) {
+  if (button.disabled || button.hidden) return;
+  if (button.dataset.send) submit(JSON.parse(button.dataset.send), button.dataset.words);
+  else actions[button.dataset.do]?.(button);
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-send], [data-do]");
+  if (button) press(button);
+});
+
+document.addEventListener("keydown", (event) => {
+  const dialog = document.querySelector("dialog[open]");
+  const typing = event.target.matches("textarea, input[type=text]");
+  const enter = event.key === "Enter";
+  if (event.isComposing || event.altKey || (event.repeat && !typing)) return;
+  if (typing && !(enter && (event.ctrlKey || event.metaKey))) return;
+  if (!typing && (event.ctrlKey || event.metaKey)) return;
+  if (enter && !typing && event.target.matches("button, a, summary")) return;   // the focused one is meant
+  if (event.key === "Escape" && !dialog) { actions.keep(); return; }
+  const key = typing ? "save" : event.key.toLowerCase();
+  const scope = dialog ? [dialog] : [stage, document.querySelector("#tools")];
+  for (const place of scope) {
+    const button = [...place.querySelectorAll("[data-key]")].find((one) => one.dataset.key.split(" ").includes(key) && !one.hidden);
+    if (button) { event.preventDefault(); press(button); return; }
+  }
+});
+
+stage.addEventListener("input", (event) => {
+  if (event.target.matches("input[type=range]")) event.target.closest(".judge").querySelector("output").value = event.target.value;
+});
+
+// ---------------------------------------------------------------- the beginning and the end
+
+addEventListener("pagehide", () => {
+  // What was fetched ahead goes back at once, for a colleague who waits for it.
+  const leases = [current, ...queue].filter((entry) => entry && !entry.answer).map((entry) => entry.lease);
+  if (leases.length) {
+    fetch("/api/label/release", {
+      method: "POST", keepalive: true, body: JSON.stringify({ leases }),
+      headers: { "content-type": "application/json", "x-csrf-token": page.dataset.csrf },
+    }).catch(() => undefined);
+  }
+});
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+setInterval(refill, HEARTBEAT_MS);
+setInterval(() => { if (!current) refill(); }, POLL_MS);
+
+listenToDragging();
+if (settings.guidelines && !hasRead()) open("guidelines");
+await outbox.open();
+await refill();
+page.dataset.ready = "true";

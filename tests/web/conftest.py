@@ -1,0 +1,61 @@
+"""A server and a real browser for the tests of the web app; without Chromium those tests are skipped, with a word."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.web.served import Server, build_project
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Open on loopback, without accounts; not started yet, so that a test may put items in first."""
+    running = Server(build_project(tmp_path / "project"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine: apt install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh profile that fails the test on any error in the console or request to another host."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: _note(problems, message))
+    opened.on("request", lambda request: _note_request(problems, request))
+    yield opened
+    context.close()
+    assert problems == []
+
+
+def _note(problems: list[str], message: Any) -> None:
+    unreachable = "net::ERR_" in message.text  # a test that goes offline or kills the server means to
+    if message.type == "error" and not unreachable and "status of 4" not in message.text:
+        problems.append(message.text)
+
+
+def _note_request(problems: list[str], request: Any) -> None:
+    if not request.url.startswith(("http://localhost:", "http://127.0.0.1:", "data:", "blob:", "about:")):
+        problems.append(f"a request left the host: {request.url}")
