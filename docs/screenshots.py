@@ -160,7 +160,7 @@ def picture(browser: Browser, link: str, name: str, path: str, prepare: str = ""
             if known:
                 context.add_cookies([{"name": "accord_session", "value": SESSION, "url": link}])
             page = context.new_page()
-            page.add_init_script("localStorage.setItem('accord-guidelines-Olga', '1')")
+            page.add_init_script("localStorage.setItem('accord-guidelines-Olga', '\"1\"')")
             page.goto(link + path)
             if path == "/label":
                 page.wait_for_selector("#label[data-ready]")

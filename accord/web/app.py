@@ -42,7 +42,7 @@ def create_app(site: Site) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = site
-    for module in (entry, labelling, people, worth, dashboard, api):
+    for module in (api, labelling, entry, people, worth, dashboard):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("accord.web", "static")]), name="static")
     app.add_exception_handler(StarletteHTTPException, _as_handler(answer_http_error))

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -43,8 +46,15 @@ def serve(workspace: Workspace, config: Config, say: Callable[[str], None]) -> N
     say(f"label at {site.link}")
     for line in tell_owner(site):
         say(line)
+    # uvicorn ends in peace at the first signal, then raises it again: here that is the end of the command, not a crash
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
     with listener, tell_link(workspace, site.link):
         server.run(sockets=[listener])
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -175,6 +175,7 @@ def test_ranking_by_keys_and_rating(server: Server, page: Page) -> None:
 def test_ranking_by_dragging(server: Server, page: Page) -> None:
     server.add(build_items(1, "ranking", answers=3))
     server.start()
+    page.set_viewport_size({"width": 1280, "height": 1400})
     begin(page, server)
     shown = read_shown(page)
     handles = page.locator("#stage .handle")

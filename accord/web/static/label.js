@@ -55,7 +55,7 @@ async function refill() {
     const got = await call("/api/label/lease", { count: settings.prefetch - queue.length, have });
     reachable = true;
     for (const item of got.items) {
-      if (!known(item.lease)) queue.push({ ...item, node: parse(item.html), edit: findDraft(item.lease), expires: performance.now() + item.seconds_left * 1000 });
+      if (!known(item.lease)) queue.push({ ...item, node: parse(item.html), edit: memory.get(`accord-draft-${item.lease}`), expires: performance.now() + item.seconds_left * 1000 });
     }
     progress = got.progress;
     if (got.guidelines !== settings.guidelines) renewGuidelines(got.guidelines);
@@ -154,7 +154,7 @@ function submit(judgement, words) {
   const edit = judgement.kind !== "skip" && current.edit ? { edit: current.edit.text, edit_position: current.edit.position } : {};
   const answer = answerOf({ ...judgement, ...edit });
   const entry = { ...current, answer: answer.id, said: judgement };
-  keepDraft({ lease: entry.lease });
+  memory.set(`accord-draft-${entry.lease}`, null);
   outbox.add(answer);
   past.push(entry);
   if (past.length > 50) past.shift();
@@ -215,7 +215,7 @@ const actions = {
     const area = document.querySelector("#edit textarea");
     const text = area.value.trim();
     current.edit = text ? { text, position: area.dataset.position === "" ? null : Number(area.dataset.position) } : null;
-    keepDraft(current);
+    memory.set(`accord-draft-${current.lease}`, current.edit);
     close("edit");
     say(text ? "Your answer goes with your judgement. Now judge." : "Nothing written.");
   },
@@ -238,23 +238,22 @@ const actions = {
   rank() { saveRanking(); },
   rate() { submit({ kind: "rating", rating: Number(stage.querySelector("input[type=range]").value) }, "Rated"); },
   read() {
-    try { localStorage.setItem(readKey, settings.guidelines); } catch { /* a browser that forgets: they are shown again */ }
+    memory.set(readKey, settings.guidelines);
     close("guidelines");
   },
   close(button) { button.closest("dialog").close(); },
 };
 
-// What was written for an item that is not judged yet outlives the tab.
-function keepDraft(entry) {
-  try {
-    if (entry.edit) localStorage.setItem(`accord-draft-${entry.lease}`, JSON.stringify(entry.edit));
-    else localStorage.removeItem(`accord-draft-${entry.lease}`);
-  } catch { /* a browser that keeps nothing: the draft lives as long as the page */ }
-}
-
-function findDraft(lease) {
-  try { return JSON.parse(localStorage.getItem(`accord-draft-${lease}`)); } catch { return null; }
-}
+// Small things that outlive the tab; a browser that keeps nothing has them as long as the page is open.
+const memory = {
+  get(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
+  set(key, value) {
+    try {
+      if (value) localStorage.setItem(key, JSON.stringify(value));
+      else localStorage.removeItem(key);
+    } catch { this.failed = true; }
+  },
+};
 
 function reasonOf(button, dialog) {
   const own = document.querySelector(`#${dialog} input[type=text]`);
@@ -273,10 +272,6 @@ function open(id) {
     if (choice.querySelector("input")) choice.querySelector("input").checked = false;
   }
   if (!dialog.open) dialog.showModal();
-}
-
-function hasRead() {
-  try { return localStorage.getItem(readKey) === settings.guidelines; } catch { return false; }
 }
 
 const close = (id) => document.getElementById(id).close();
@@ -309,7 +304,7 @@ function toggleTie() {
 
 function ranks() {
   const found = new Map();
-  order.forEach((position, place) => found.set(position, place && ties.has(position) ? found.get(order[place - 1]) : place + 1));
+  order.forEach((position, at) => found.set(position, at && ties.has(position) ? found.get(order[at - 1]) : at + 1));
   return found;
 }
 
@@ -411,7 +406,7 @@ setInterval(refill, HEARTBEAT_MS);
 setInterval(() => { if (!current) refill(); }, POLL_MS);
 
 listenToDragging();
-if (settings.guidelines && !hasRead()) open("guidelines");
+if (settings.guidelines && memory.get(readKey) !== settings.guidelines) open("guidelines");
 await outbox.open();
 await refill();
 page.dataset.ready = "true";
