@@ -16,7 +16,7 @@ from accord.errors import RefusedError
 from accord.feedback.answering import Receipt, find_receipt, insert_receipt
 from accord.feedback.database import Database
 from accord.feedback.items import require_item
-from accord.feedback.leasing import require_annotator
+from accord.feedback.leasing import require_active
 from accord.feedback.log import Transaction
 from accord.feedback.queue_schema import adjudications, annotators
 from accord.feedback.records import ADJUDICATION, require_text
@@ -68,7 +68,7 @@ def adjudicate(database: Database, verdict: Verdict, *, now: datetime | None = N
             source=ADJUDICATION,
             supersedes=_find_own(transaction, verdict),
         )
-        writer = VoteWriter(transaction)
+        writer = VoteWriter(transaction, texts_stored=True)
         writer.add([vote])
         writer.check()
         row = {"vote_id": vote.id, "item_id": verdict.item_id, "note": require_text(verdict.note, "the note")}
@@ -101,7 +101,7 @@ def read_verdicts(connection: Connection) -> dict[str, Verdict]:
 
 
 def _require_owner(transaction: Transaction, name: str) -> None:
-    require_annotator(transaction, name, active=True)
+    require_active(transaction, name)
     if transaction.execute(select(annotators.c.role).where(annotators.c.name == name)).scalar() != "owner":
         raise RefusedError(f"{name!r} is not an owner", mend="let an owner decide")
 

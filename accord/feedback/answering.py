@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, bindparam, select
 
 from accord.errors import ConflictError, DataError, NotFoundError, RefusedError
 from accord.feedback.items import Item, LeasedItem, move_places, require_item
-from accord.feedback.leasing import has_room, require_annotator, require_lease
+from accord.feedback.leasing import has_room, require_lease
 from accord.feedback.log import Transaction, write_moment
 from accord.feedback.queue_schema import answers, demonstrations, leases, receipts
 from accord.feedback.records import require_text
@@ -27,6 +27,7 @@ from accord.feedback.texts import insert_texts
 from accord.types import Choice, Completion, Vote, compute_content_id
 
 MAX_REASON_CHARACTERS = 2_000
+_RECEIPT = select(receipts).where(receipts.c.client_id == bindparam("client_id"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def find_receipt(transaction: Transaction, client_id: str, annotator: str, diges
     Raises DataError where the id is no UUID, ConflictError where it was used for something else.
     """
     require_client_id(client_id)
-    row = transaction.execute(select(receipts).where(receipts.c.client_id == client_id)).first()
+    row = transaction.execute(_RECEIPT, {"client_id": client_id}).first()
     if row is None:
         return None
     if row.annotator != annotator or row.digest != digest:
@@ -105,7 +106,6 @@ def store_answer(transaction: Transaction, answer: Answer) -> Receipt:
     if before := find_receipt(transaction, answer.client_id, answer.annotator, digest):
         return before
     lease = require_lease(transaction, answer.lease_id, answer.annotator)
-    require_annotator(transaction, answer.annotator, active=False)
     item = require_item(transaction.connection, lease.item_id)
     vote = _build_vote(answer, lease, item, transaction.at)
     late, surplus = _take_place(transaction, lease)
@@ -126,7 +126,6 @@ def store_skip(transaction: Transaction, annotator: str, lease_id: str, client_i
     if before := find_receipt(transaction, client_id, annotator, digest):
         return before
     lease = require_lease(transaction, lease_id, annotator)
-    require_annotator(transaction, annotator, active=False)
     if lease.status == "answered":
         raise ConflictError("the item is answered already", mend="undo the answer, then skip")
     if lease.status == "live":
@@ -146,7 +145,6 @@ def store_flag(
     if before := find_receipt(transaction, client_id, annotator, digest):
         return before
     lease = require_lease(transaction, lease_id, annotator)
-    require_annotator(transaction, annotator, active=False)
     item = require_item(transaction.connection, lease.item_id)
     vote = Vote(
         id=client_id,
@@ -173,12 +171,11 @@ def undo_action(
     before = find_receipt(transaction, client_id, annotator, digest)
     if before:
         return Undone(before, _show_again(transaction, before.lease_id, action_id))
-    row = transaction.execute(select(receipts).where(receipts.c.client_id == action_id)).first()
+    row = transaction.execute(_RECEIPT, {"client_id": action_id}).first()
     if row is None:
         raise NotFoundError(f"there is no action {action_id}", mend="name the id of a vote, skip or flag")
     if row.annotator != annotator:
         raise RefusedError(f"the action {action_id} is somebody else's", mend="undo your own")
-    require_annotator(transaction, annotator, active=False)
     lease = require_lease(transaction, row.lease_id, annotator) if row.lease_id else None
     if lease is None or row.action not in ("vote", "skip", "flag"):
         raise ConflictError(f"an {row.action} cannot be undone", mend="undo a vote, a skip or a flag")
@@ -278,7 +275,7 @@ def _is_late(lease: Row[Any], at: str) -> bool:
 
 
 def _add_vote(transaction: Transaction, vote: Vote) -> None:
-    writer = VoteWriter(transaction)
+    writer = VoteWriter(transaction, texts_stored=True)
     if writer.add([vote]) != 1:
         raise ConflictError(f"the id {vote.id} is a vote's already", mend="make a new UUID for each action")
     writer.check()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -42,14 +43,40 @@ ADVISORY_LOCK = 4_703_919_738_795_935_661  # PostgreSQL: all of Accord's writers
 POSTGRES_DRIVER = "postgresql+psycopg"
 
 
+class _Turns:
+    """A lock that is handed on in the order of asking, so that nobody waits for ever behind the quicker ones."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()  # until the one before releases it
+
+    def __exit__(self, *exception: object) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+
 class Database:
     """An open feedback.db. Safe to share between threads; processes open their own. Use `open_database`."""
 
     def __init__(self, url: str, engine: Engine) -> None:
         self.url = url
         self.engine = engine
-        # SQLite lets waiting writers sleep and try again, in no order; within a process a mutex hands the lock on.
-        self._mutex = threading.Lock()
+        # SQLite lets waiting writers sleep and try again, in no order; within a process they take turns.
+        self._turns = _Turns()
 
     @property
     def url_shown(self) -> str:
@@ -80,7 +107,7 @@ class Database:
         where the database cannot be written.
         """
         try:
-            with self._mutex, self.engine.execution_options(**{WRITE_OPTION: True}).begin() as connection:
+            with self._turns, self.engine.execution_options(**{WRITE_OPTION: True}).begin() as connection:
                 if self.engine.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
                 transaction = Transaction(connection, now)

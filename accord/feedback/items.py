@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from accord.errors import DataError, NotFoundError
 from accord.feedback import schema
@@ -20,9 +22,10 @@ from accord.feedback.log import Transaction
 from accord.feedback.queue_schema import item_completions, items
 from accord.feedback.records import require_answer, require_different, require_text
 from accord.feedback.texts import BATCH_TEXTS, insert_texts, messages_from_json, prompt_from_json
-from accord.types import Completion, Message, Prompt, compute_content_id
+from accord.types import Completion, Prompt, compute_content_id
 
 ItemKind = Literal["comparison", "ranking", "rating"]
+REMEMBERED_ITEMS = 1000
 EVERYBODY = 1_000_000  # the overlap of an item with a known answer: each annotator is asked
 
 
@@ -166,7 +169,9 @@ def read_items(connection: Connection, ids: Sequence[str]) -> dict[str, Item]:
     """The items of these ids, with texts and origins. Ids that are not there are left out."""
     found: dict[str, Item] = {}
     for start in range(0, len(ids), BATCH_TEXTS):
-        found.update(_read_some(connection, ids[start : start + BATCH_TEXTS]))
+        rows = connection.execute(_ITEMS, {"ids": ids[start : start + BATCH_TEXTS]}).all()
+        texts = _read_texts(connection, [row.id for row in rows])
+        found.update((row.id, Item(row, *texts[row.id])) for row in rows)
     return found
 
 
@@ -191,33 +196,55 @@ def refresh_open(transaction: Transaction, ids: Sequence[str]) -> None:
 def _recount(transaction: Transaction, changes: Mapping[str, tuple[int, int]]) -> None:
     ids, rows = sorted(changes), []
     for start in range(0, len(ids), BATCH_TEXTS):
-        query = select(items).where(items.c.id.in_(ids[start : start + BATCH_TEXTS]))
-        for row in transaction.execute(query).all():
+        for row in transaction.execute(_ITEMS, {"ids": ids[start : start + BATCH_TEXTS]}).all():
             answered, leased = row.answered + changes[row.id][0], row.leased + changes[row.id][1]
             is_open = not row.closed and answered + leased < row.overlap
             rows.append({"id": row.id, "answered": answered, "leased": leased, "is_open": is_open})
     transaction.update(items, rows)
 
 
-def _read_some(connection: Connection, ids: Sequence[str]) -> dict[str, Item]:
-    query = select(items, schema.prompts.c.body).join(schema.prompts, schema.prompts.c.id == items.c.prompt_id)
-    rows = connection.execute(query.where(items.c.id.in_(ids))).all()
-    showings = connection.execute(
-        select(
-            item_completions.c.item_id,
-            item_completions.c.origin,
-            schema.completions.c.body,
-            schema.completions.c.finished,
-        )
-        .join(schema.completions, schema.completions.c.id == item_completions.c.completion_id)
-        .where(item_completions.c.item_id.in_(ids))
-        .order_by(item_completions.c.item_id, item_completions.c.position)
+_Texts = tuple[Prompt, tuple[Completion, ...]]
+_texts: OrderedDict[str, _Texts] = (
+    OrderedDict()
+)  # the last ones read; an item's id is a hash of them, so they never change
+_texts_guard = threading.Lock()
+
+_ITEMS = select(items).where(items.c.id.in_(bindparam("ids", expanding=True)))
+_PROMPTS = (
+    select(items.c.id, schema.prompts.c.body)
+    .join(schema.prompts, schema.prompts.c.id == items.c.prompt_id)
+    .where(items.c.id.in_(bindparam("ids", expanding=True)))
+)
+_COMPLETIONS = (
+    select(
+        item_completions.c.item_id,
+        item_completions.c.origin,
+        schema.completions.c.body,
+        schema.completions.c.finished,
     )
-    answers: dict[str, list[Completion]] = {}
-    for row in showings:
-        messages: tuple[Message, ...] = messages_from_json(row.body)
-        answers.setdefault(row.item_id, []).append(Completion(messages, row.finished, row.origin))
-    return {row.id: Item(row, prompt_from_json(row.body), tuple(answers[row.id])) for row in rows}
+    .join(schema.completions, schema.completions.c.id == item_completions.c.completion_id)
+    .where(item_completions.c.item_id.in_(bindparam("ids", expanding=True)))
+    .order_by(item_completions.c.item_id, item_completions.c.position)
+)
+
+
+def _read_texts(connection: Connection, ids: Sequence[str]) -> dict[str, _Texts]:
+    """The texts of stored items, from memory where they were read lately."""
+    with _texts_guard:
+        found = {item_id: _texts[item_id] for item_id in ids if item_id in _texts}
+    if missing := [item_id for item_id in ids if item_id not in found]:
+        shown: dict[str, list[Completion]] = {}
+        for row in connection.execute(_COMPLETIONS, {"ids": missing}):
+            answer = Completion(messages_from_json(row.body), row.finished, row.origin)
+            shown.setdefault(row.item_id, []).append(answer)
+        prompts = connection.execute(_PROMPTS, {"ids": missing})
+        read = {row.id: (prompt_from_json(row.body), tuple(shown[row.id])) for row in prompts}
+        with _texts_guard:
+            _texts.update(read)
+            while len(_texts) > REMEMBERED_ITEMS:
+                _texts.popitem(last=False)
+        found |= read
+    return found
 
 
 def _find_items(transaction: Transaction, ids: Iterable[str]) -> set[str]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from accord.errors import ConflictError, NotFoundError, RefusedError
 from accord.feedback.items import Item, LeasedItem, move_places, read_items
@@ -25,12 +25,12 @@ from accord.feedback.queue_schema import annotators, items, leases
 MAX_LEASE = 100  # items in one request
 
 
-def require_annotator(transaction: Transaction, name: str, *, active: bool) -> None:
-    """Raises NotFoundError for a stranger and RefusedError for who is deleted, or paused where `active` is needed."""
+def require_active(transaction: Transaction, name: str) -> None:
+    """Raises NotFoundError for a stranger and RefusedError for who is paused or deleted."""
     status = transaction.execute(select(annotators.c.status).where(annotators.c.name == name)).scalar()
     if status is None:
         raise NotFoundError(f"there is no annotator {name!r}", mend="add or invite them first")
-    if status == "deleted" or (active and status != "active"):
+    if status != "active":
         raise RefusedError(f"the annotator {name!r} is {status}", mend="ask the owner of the project")
 
 
@@ -45,7 +45,7 @@ def lease_items(
     stream: random.Random,
 ) -> list[LeasedItem]:
     """Gives the next `count` items that are open and that `annotator` has not had. See `queue.Queue.lease`."""
-    require_annotator(transaction, annotator, active=True)
+    require_active(transaction, annotator)
     expire_leases(transaction)
     chosen = _choose_items(transaction, annotator, min(count, MAX_LEASE), round)
     if not chosen:
@@ -110,7 +110,7 @@ def renew_leases(
     transaction: Transaction, annotator: str, lease_ids: Sequence[str], *, lease_seconds: float, now: datetime | None
 ) -> list[str]:
     """Moves the end of leases; takes lapsed ones up again where there is still a place. Returns those now live."""
-    require_annotator(transaction, annotator, active=True)
+    require_active(transaction, annotator)
     rows = _own_leases(transaction, annotator, lease_ids)
     live = {row.id for row in rows if row.status == "live"}
     for row in rows:
@@ -148,13 +148,25 @@ def has_room(transaction: Transaction, item_id: str) -> bool:
 
 
 def require_lease(transaction: Transaction, lease_id: str, annotator: str) -> Any:
-    """The row of a lease. Raises NotFoundError where there is none, RefusedError where it is somebody else's."""
-    row = transaction.execute(select(leases).where(leases.c.id == lease_id)).first()
+    """The row of a lease, for its annotator to answer it; they may be paused, for what they made is kept.
+
+    Raises NotFoundError where there is none, RefusedError where it is somebody else's or the annotator is deleted.
+    """
+    row = transaction.execute(_LEASE, {"lease_id": lease_id}).first()
     if row is None:
         raise NotFoundError(f"there is no lease {lease_id!r}", mend="ask for the next item")
     if row.annotator != annotator:
         raise RefusedError(f"the lease {lease_id} belongs to somebody else", mend="answer your own items")
+    if row.annotator_status == "deleted":
+        raise RefusedError(f"the annotator {annotator!r} is deleted", mend="ask the owner of the project")
     return row
+
+
+_LEASE = (
+    select(leases, annotators.c.status.label("annotator_status"))
+    .join(annotators, annotators.c.name == leases.c.annotator)
+    .where(leases.c.id == bindparam("lease_id"))
+)
 
 
 def _choose_items(transaction: Transaction, annotator: str, count: int, round: int | None) -> list[str]:

@@ -13,13 +13,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable, Table, bindparam, insert, select, update
+from sqlalchemy import Connection, CursorResult, Executable, Table, Update, bindparam, insert, select, update
 
 from accord.errors import WorkspaceError
 from accord.feedback.queue_schema import credentials, events
-from accord.feedback.schema import completions, prompts
+from accord.feedback.schema import completions, metadata, prompts
 
 UNLOGGED = (prompts.name, completions.name, credentials.name)
 READ_EVENTS = 500
@@ -61,9 +62,9 @@ class Transaction:
         self.at = write_moment(now)
         self._changes: list[tuple[str, str, list[dict[str, Any]]]] = []
 
-    def execute(self, query: Executable) -> CursorResult[Any]:
+    def execute(self, query: Executable, values: Mapping[str, Any] | None = None) -> CursorResult[Any]:
         """Runs a query. Changes go through `insert` and `update`."""
-        return self.connection.execute(query)
+        return self.connection.execute(query, values)
 
     def insert(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         """Inserts `rows`, all with the same columns."""
@@ -76,9 +77,8 @@ class Transaction:
         """Sets the columns of each row that has the row's primary key (of one column)."""
         if not rows:
             return
-        (key,) = table.primary_key.columns
-        statement = update(table).where(key == bindparam("key_"))
-        values = [{("key_" if name == key.name else name): value for name, value in row.items()} for row in rows]
+        key, statement = _build_update(table.name)
+        values = [{("key_" if name == key else name): value for name, value in row.items()} for row in rows]
         self.connection.execute(statement, values)
         self._note("update", table, rows)
 
@@ -86,8 +86,7 @@ class Transaction:
         """Writes the event of all that changed since the last one. Writes nothing where nothing changed."""
         if not self._changes and not details:
             return
-        query = select(events.c.number, events.c.digest).order_by(events.c.number.desc()).limit(1)
-        last = self.connection.execute(query).first()
+        last = self.connection.execute(_LAST_EVENT).first()
         number, before = (last.number + 1, last.digest) if last else (1, "")
         body = json.dumps({"changes": self._changes, **details}, ensure_ascii=False, separators=(",", ":"))
         digest = compute_event_digest(before, number, self.at, actor, kind, body)
@@ -107,6 +106,17 @@ class Transaction:
     def _note(self, operation: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if table.name not in UNLOGGED:
             self._changes.append((operation, table.name, [dict(row) for row in rows]))
+
+
+_LAST_EVENT = select(events.c.number, events.c.digest).order_by(events.c.number.desc()).limit(1)
+
+
+@lru_cache
+def _build_update(name: str) -> tuple[str, Update]:
+    """The name of a table's primary key, and the statement that changes the row with a given key."""
+    table = metadata.tables[name]
+    (key,) = table.primary_key.columns
+    return key.name, update(table).where(key == bindparam("key_"))
 
 
 def read_events(connection: Connection, *, after: int = 0, limit: int | None = None) -> Iterator[Event]:

@@ -172,7 +172,7 @@ class Queue:
         answered it. Raises ConflictError where they have.
         """
         with self.database.write("chat_opened", annotator, now) as transaction:
-            leasing.require_annotator(transaction, annotator, active=True)
+            leasing.require_active(transaction, annotator)
             insert_items(transaction, [item], round=round, seed=0, overlap=Overlap(0.0, 1, 1))
             return leasing.lease_one(
                 transaction,

@@ -140,8 +140,10 @@ class VoteStore:
 class VoteWriter:
     """Adds votes within an open transaction, that of `VoteStore.writer` or of a queue."""
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, transaction: Transaction, *, texts_stored: bool = False) -> None:
+        """texts_stored: every text is there already, as it is where a queue showed it; so none is looked for."""
         self._transaction = transaction
+        self._texts_stored = texts_stored
         self._superseding: dict[str, tuple[str, str]] = {}  # new vote -> (vote it supersedes, annotator)
 
     def add(self, votes: Iterable[Vote]) -> int:
@@ -202,7 +204,8 @@ class VoteWriter:
             elif hashes[vote.id] != digest:
                 raise DataError(f"the id {vote.id} is taken by another vote", mend="give each vote an id of its own")
         self._note_superseding(fresh.values())
-        self._insert_texts(fresh.values())
+        if not self._texts_stored:
+            self._insert_texts(fresh.values())
         shown = [row for vote in fresh.values() for row in _build_showing_rows(vote)]
         if fresh:
             rows = [_build_vote_row(vote, hashes[vote.id]) for vote in fresh.values()]
@@ -212,6 +215,8 @@ class VoteWriter:
 
     def _note_superseding(self, votes: Iterable[Vote]) -> None:
         newer = {vote.id: (vote.supersedes, vote.annotator) for vote in votes if vote.supersedes is not None}
+        if not newer:
+            return
         query = select(schema.votes.c.id, schema.votes.c.supersedes)
         stored = self._transaction.execute(
             query.where(schema.votes.c.supersedes.in_([target for target, _ in newer.values()]))
