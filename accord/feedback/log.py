@@ -70,7 +70,7 @@ class Transaction:
         """Inserts `rows`, all with the same columns."""
         if not rows:
             return
-        self.connection.execute(insert(table), [dict(row) for row in rows])
+        self.connection.execute(insert(table), _one_or_many([dict(row) for row in rows]))
         self._note("insert", table, rows)
 
     def update(self, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -79,7 +79,7 @@ class Transaction:
             return
         key, statement = _build_update(table.name)
         values = [{("key_" if name == key else name): value for name, value in row.items()} for row in rows]
-        self.connection.execute(statement, values)
+        self.connection.execute(statement, _one_or_many(values))
         self._note("update", table, rows)
 
     def record(self, kind: str, actor: str, **details: Any) -> None:
@@ -91,7 +91,7 @@ class Transaction:
         body = json.dumps({"changes": self._changes, **details}, ensure_ascii=False, separators=(",", ":"))
         digest = compute_event_digest(before, number, self.at, actor, kind, body)
         row = {"number": number, "at": self.at, "actor": actor, "kind": kind, "body": body, "digest": digest}
-        self.connection.execute(insert(events), [row])
+        self.connection.execute(insert(events), row)
         self._changes = []
 
     def forget(self) -> None:
@@ -106,6 +106,11 @@ class Transaction:
     def _note(self, operation: str, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         if table.name not in UNLOGGED:
             self._changes.append((operation, table.name, [dict(row) for row in rows]))
+
+
+def _one_or_many(rows: list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    """A single row by itself: drivers take a longer way for lists."""
+    return rows[0] if len(rows) == 1 else rows
 
 
 _LAST_EVENT = select(events.c.number, events.c.digest).order_by(events.c.number.desc()).limit(1)
