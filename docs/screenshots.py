@@ -182,7 +182,7 @@ def save_sheet(page: Page, name: str, shots: dict[str, bytes]) -> None:
     style = (
         "body{margin:0;display:grid;grid-template-columns:auto auto;gap:10px;padding:10px;"
         "width:max-content;background:#888}"
-        "img{display:block;border-radius:6px}.desktop{width:960px}.phone{height:600px}"
+        "img{display:block;border-radius:6px}.desktop{width:800px}.phone{height:500px}"
     )
     page.set_content(f"<style>{style}</style>{pictures}")
     page.locator("body").screenshot(path=OUT / f"{name}.png")
@@ -207,6 +207,7 @@ def take_pictures(site: Site, browser: Browser, link: str) -> None:
         ("edit", "e"),
         ("keys", "?"),
         ("rules", "g"),
+        ("chat", "c"),
     ):
         picture(browser, link, name, "/label", keys)
     add_shown(site, "rating")

@@ -6,7 +6,7 @@ Implements the pages on what `rounds` reads. It never blocks the loop. Leaves ou
 from __future__ import annotations
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 from accord.web.callers import Caller, CurrentSite, Owner
 from accord.web.curves import draw_curve
@@ -41,7 +41,7 @@ def show_round_body(site: CurrentSite, caller: Owner, number: int) -> HTMLRespon
 
 
 def _render_round(site: Site, number: int, caller: Caller) -> str:
-    progress = site.queue.progress()
+    progress, own = site.queue.progress(), site.queue.progress(round=number)
     folder = site.workspace.root / "rounds" / f"{number:03d}"
     view = read_round(folder) if number and folder.is_dir() else None
     curves = read_curves(folder) if view else []
@@ -51,6 +51,8 @@ def _render_round(site: Site, number: int, caller: Caller) -> str:
         "round.html.j2",
         view=view,
         progress=progress,
+        own=own,
+        csrf=caller.csrf,
         votes=site.store.count(current=True),
         people=len([person for person in site.people.list() if person.status == "active"]),
         first=first,
@@ -58,6 +60,13 @@ def _render_round(site: Site, number: int, caller: Caller) -> str:
         caller=caller,
         source=site.config.feedback.source,
     )
+
+
+@router.post("/dashboard/{number}/close")
+def close_round(site: CurrentSite, caller: Owner, number: int) -> RedirectResponse:
+    """The votes there are suffice: nothing more of the round is asked, and the loop goes on."""
+    site.queue.close_round(number, caller.name)
+    return RedirectResponse(f"/dashboard?round={number}", 303)
 
 
 @router.get("/dashboard/{number}/report", response_class=HTMLResponse)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from accord.errors import DataError
 from accord.feedback.answering import Answer
+from accord.feedback.items import NewItem
 from accord.feedback.queue import Queue
+from accord.types import Message, Prompt
 from accord.web.callers import CurrentSite, Person, Sender
 from accord.web.items import LETTERS, view_item
 from accord.web.pages import render_page
@@ -80,6 +82,19 @@ class LeaseRequest(BaseModel):
     have: list[str] = Field(default=[], max_length=MOST_LEASES)
 
 
+class Turn(BaseModel):
+    """One turn of a chat."""
+
+    role: Literal["user", "assistant"]
+    content: str = Field(min_length=1, max_length=8000)
+
+
+class ChatRequest(BaseModel):
+    """The conversation so far; its last turn is the annotator's."""
+
+    messages: list[Turn] = Field(min_length=1, max_length=40)
+
+
 class ReleaseRequest(BaseModel):
     """Leases that nobody will answer here."""
 
@@ -132,6 +147,18 @@ def say_progress(site: Site, name: str) -> dict[str, int]:
     """`mine`: judged by this person; `left`: votes still wanted from anyone; `busy`: leases in anyone's hands."""
     progress = site.queue.progress()
     return {"mine": site.queue.done_by(name), "left": progress.missing, "busy": progress.leased}
+
+
+@router.post("/api/label/chat")
+def open_chat(wanted: ChatRequest, site: CurrentSite, caller: Person) -> dict[str, Any]:
+    """Two answers of the newest policy to the annotator's own prompt, as an item under a lease."""
+    if site.chat is None:
+        raise HTTPException(404, "This project has no live chat; the owner can set label.chat.")
+    prompt = Prompt(messages=tuple(Message(turn.role, turn.content) for turn in wanted.messages))
+    answers = site.chat.answer(prompt)
+    item = NewItem("comparison", prompt, answers, overlap=1, source="chat")
+    leased = site.queue.open_chat(caller.name, item, lease_seconds=float(site.config.label.lease_seconds))
+    return view_item(leased)
 
 
 @router.post("/api/label/answers", response_model=Results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pwdlib import PasswordHash
 
@@ -20,6 +21,9 @@ from accord.feedback.queue import Queue
 from accord.feedback.store import VoteStore
 from accord.web.security import LOOPBACK_NAMES, SignInLimiter
 from accord.workspace import Workspace
+
+if TYPE_CHECKING:
+    from accord.loop.chatting import Chat
 
 OPEN_NAME = "owner"
 """Who judges where no account is asked for."""
@@ -68,6 +72,15 @@ class Site:
     def no_hash(self) -> str:
         """What a password is compared with where nobody has the name, so that both take the same time."""
         return self.passwords.hash("nobody's password")
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """Who answers the annotators' own prompts; None where the settings do not ask for it."""
+        if not self.config.label.chat:
+            return None
+        from accord.loop.chatting import Chat  # loads torch
+
+        return Chat(self.workspace, self.config)
 
     @property
     def link(self) -> str:

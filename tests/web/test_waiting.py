@@ -6,16 +6,23 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from tiny import build_tiny_model
 from tiny_project import build_tiny_project, start_accord
 
 from accord.feedback.answering import Answer
 from accord.feedback.database import open_database
 from accord.feedback.people import People
 from accord.feedback.queue import Queue
+from accord.feedback.store import VoteStore
+from accord.types import Prompt
 from accord.workspace import Workspace
 from tests.web.served import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 SETTINGS = (
     "--set", "feedback.source=people", "--set", "prompts.limit=16", "--set", "label.overlap_share=0.0",
@@ -61,6 +68,33 @@ def test_without_waiting_it_says_what_is_missing_and_goes_on_when_the_votes_are_
     report = json.loads((folder / "rounds/001/report.json").read_text())
     assert report["feedback"]["votes"] == len(rows)
     assert report["feedback"]["simulated"] is False
+
+
+def test_the_newest_policy_answers_a_prompt_of_ones_own(server: Server, page: Page) -> None:
+    build_tiny_model(server.project / "tiny-model", "llama")
+    server.options = ("--set", "label.chat=true")
+    server.start()
+    page.goto(f"{server.link}/label")
+    page.wait_for_selector("#label[data-ready]")
+    page.keyboard.press("c")
+    page.keyboard.type("What is tea?")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#stage .item", timeout=60_000)
+    left = page.locator("#stage .answer").nth(0).get_attribute("data-text")
+    page.keyboard.press("1")
+    page.wait_for_selector("#chat[open] .said:not([hidden])")
+    page.keyboard.type("Go on.")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#chat[open]", state="hidden", timeout=60_000)
+    page.wait_for_selector("#stage .item")
+    page.keyboard.press("0")
+    page.wait_for_selector("#unsaved", state="hidden")
+    with open_database(Workspace(server.project).database_url) as database:
+        first, second = VoteStore(database).votes()
+    assert (first.choice, second.choice) == ("a", "both_bad")
+    assert first.prompt == Prompt.from_user("What is tea?")
+    assert [turn.content for turn in second.prompt.messages] == ["What is tea?", left, "Go on."]
+    assert first.completions[0].origin == "reference"
 
 
 def test_the_link_of_a_running_server_is_known_and_forgotten(server: Server) -> None:

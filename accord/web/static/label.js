@@ -3,6 +3,7 @@
 // keeps a store of leased items, so that an answer paints the next one at once, and hands answers to the outbox.
 
 import { Outbox } from "./outbox.js";
+import { Ranking } from "./ranking.js";
 
 const page = document.querySelector("#label");
 const stage = document.querySelector("#stage");
@@ -46,6 +47,8 @@ const outbox = new Outbox(
   },
   (answer, reason) => say(`An answer was not counted: ${reason}.`),
 );
+
+const ranking = new Ranking(stage, say);
 
 async function refill() {
   if (refilling || queue.length > settings.prefetch - 5) return;
@@ -163,6 +166,7 @@ function submit(judgement, words) {
   markSaid(entry);
   showNext();
   say(words ? `${words}.` : "Noted.");
+  goOnWith(entry, judgement);
   requestAnimationFrame(() => performance.measure("answer-to-next", { start: began, end: performance.now() }));
 }
 
@@ -193,6 +197,9 @@ const actions = {
     past.push(current);
     showNext();
   },
+  chat: () => openChat(conversation),
+  "new-chat": () => openChat([]),
+  ask: () => ask(document.querySelector("#chat-text").value.trim()),
   guidelines: () => open("guidelines"),
   keys: () => open("keys"),
   skip: () => current && open("skip"),
@@ -232,10 +239,13 @@ const actions = {
     close("flag");
   },
   choose(button) { button.querySelector("input").checked = true; },
-  place(button) { place(Number(button.dataset.position)); },
-  tie() { toggleTie(); },
-  clear() { order = []; ties = new Set(); drawRanks(); },
-  rank() { saveRanking(); },
+  place: (button) => ranking.place(Number(button.dataset.position)),
+  tie: () => ranking.toggleTie(),
+  clear: () => ranking.clear(),
+  rank() {
+    const ranks = ranking.take();
+    if (ranks) submit({ kind: "ranking", ranks }, "Ranked");
+  },
   rate() { submit({ kind: "rating", rating: Number(stage.querySelector("input[type=range]").value) }, "Rated"); },
   read() {
     memory.set(readKey, settings.guidelines);
@@ -262,6 +272,44 @@ function reasonOf(button, dialog) {
   return reason;
 }
 
+// ---------------------------------------------------------------- live chat: the annotator writes the prompt
+
+let conversation = [];   // turns so far; the answer that was preferred goes on
+
+function openChat(turns) {
+  conversation = turns;
+  document.querySelector("#chat .said").textContent = turns.length ? turns.at(-1).content : "";
+  document.querySelector("#chat .said").hidden = !turns.length;
+  open("chat");
+  document.querySelector("#chat-text").focus();
+}
+
+async function ask(text) {
+  if (!text) { say("Write something first."); return; }
+  const messages = [...conversation, { role: "user", content: text }];
+  const button = document.querySelector("#chat .main");
+  button.disabled = true;
+  say("The model writes two answers.");
+  try {
+    const item = await call("/api/label/chat", { messages });
+    close("chat");
+    document.querySelector("#chat-text").value = "";
+    if (current) queue.unshift(current);
+    show({ ...item, messages, node: parse(item.html), expires: Infinity });
+  } catch (error) {
+    say(error.problem || "The server cannot be reached.");
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function goOnWith(entry, judgement) {
+  const preferred = { a: 0, b: 1 }[judgement.choice];
+  if (!entry.messages || preferred === undefined) return;
+  const content = entry.node.querySelectorAll(".answer")[preferred].dataset.text;
+  openChat([...entry.messages, { role: "assistant", content }]);
+}
+
 const answersOnStage = () => [...stage.querySelectorAll(".answer")];
 const textOf = (position) => answersOnStage().find((answer) => Number(answer.dataset.position) === position)?.dataset.text || "";
 
@@ -282,77 +330,6 @@ async function renewGuidelines(version) {
   document.querySelector("#guidelines .text").innerHTML = await response.text();   // rendered like every other text
   settings.guidelines = version;
   open("guidelines");
-}
-
-// ---------------------------------------------------------------- ranking: keys, buttons, dragging
-
-let order = [];          // positions, best first
-let ties = new Set();    // positions that tie with the one before them in `order`
-
-function place(position) {
-  if (order.includes(position)) { order = order.filter((other) => other !== position); ties.delete(position); }
-  else order.push(position);
-  drawRanks();
-}
-
-function toggleTie() {
-  const last = order.at(-1);
-  if (order.length < 2) { say("Place two answers first; then they can tie."); return; }
-  if (!ties.delete(last)) ties.add(last);
-  drawRanks();
-}
-
-function ranks() {
-  const found = new Map();
-  order.forEach((position, at) => found.set(position, at && ties.has(position) ? found.get(order[at - 1]) : at + 1));
-  return found;
-}
-
-function drawRanks() {
-  const found = ranks();
-  for (const answer of answersOnStage()) {
-    const rank = found.get(Number(answer.dataset.position));
-    answer.querySelector(".rank").textContent = rank ? `${rank}` : "–";
-    answer.classList.toggle("placed", Boolean(rank));
-  }
-  const named = order.map((position) => "ABCDEFGHI"[position]);
-  stage.querySelector(".order").textContent = named.length ?
-    named.map((name, place) => (place ? (ties.has(order[place]) ? " = " : " › ") : "") + name).join("") : "nothing placed yet";
-  stage.querySelector("[data-do=rank]").disabled = order.length < answersOnStage().length;
-}
-
-function saveRanking() {
-  const found = ranks();
-  if (found.size < answersOnStage().length) { say("Place every answer first."); return; }
-  const judgement = { kind: "ranking", ranks: answersOnStage().map((_, position) => found.get(position)) };
-  order = [];
-  ties = new Set();
-  submit(judgement, "Ranked");
-}
-
-function listenToDragging() {
-  let dragged = null;
-  stage.addEventListener("pointerdown", (event) => {
-    dragged = event.target.closest(".handle")?.closest(".answer") || null;
-    if (dragged) { event.preventDefault(); event.target.setPointerCapture(event.pointerId); dragged.classList.add("dragged"); }
-  });
-  stage.addEventListener("pointermove", (event) => {
-    if (!dragged) return;
-    const over = document.elementsFromPoint(event.clientX, event.clientY).find((node) => node.matches?.(".answer") && node !== dragged);
-    if (!over || over.parentElement !== dragged.parentElement) return;
-    const all = [...dragged.parentElement.children];
-    over[all.indexOf(over) > all.indexOf(dragged) ? "after" : "before"](dragged);
-  });
-  const drop = () => {
-    if (!dragged) return;
-    dragged.classList.remove("dragged");
-    order = [...dragged.parentElement.querySelectorAll(".answer")].map((answer) => Number(answer.dataset.position));
-    ties = new Set();
-    dragged = null;
-    drawRanks();
-  };
-  stage.addEventListener("pointerup", drop);
-  stage.addEventListener("pointercancel", drop);
 }
 
 // ---------------------------------------------------------------- keys and clicks
@@ -405,7 +382,6 @@ addEventListener("pageshow", (event) => { if (event.persisted) location.reload()
 setInterval(refill, HEARTBEAT_MS);
 setInterval(() => { if (!current) refill(); }, POLL_MS);
 
-listenToDragging();
 if (settings.guidelines && memory.get(readKey) !== settings.guidelines) open("guidelines");
 await outbox.open();
 await refill();
