@@ -163,6 +163,7 @@ class RewardModelSection(Section):
 
     objective: str = Field("bradley_terry", description="A preference objective by name (accord/losses).")
     epochs: int = Field(3, ge=1, description="At most; early stopping keeps the best epoch.")
+    patience: int = Field(1, ge=1, description="Epochs in a row without a lower validation loss that end the fit.")
     learning_rate: float = Field(3e-4, gt=0, description="AdamW, warm-up then cosine.")
     batch_size: int = Field(16, ge=1, description="Pairs an optimiser step.")
     micro_batch_size: int = Field(8, ge=1, description="Pairs a forward pass; changes memory and speed only.")

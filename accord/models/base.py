@@ -33,6 +33,7 @@ from accord.models.adapters import (
     find_site,
     remove_adapter,
 )
+from accord.models.branches import check_branching
 from accord.models.heads import ScalarHead
 from accord.models.tokenizer import ChatTokenizer
 from accord.models.trunk import build_probe, choose_split, find_layers, find_trunk
@@ -57,6 +58,7 @@ class Base:
     name: as given to `load_base`. device, dtype: of the frozen weights; adapters, heads and full copies are float32.
     layers, hidden_size, vocabulary: of the model. split: decoder layers below which nothing is adapted; 0 where the
     model does not allow a split, with `split_reason` saying so (it also says how exactly split and unsplit agree).
+    takes_positions: whether the model's forward takes `position_ids`.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: ChatTokenizer, *, name: str, split: int = -1) -> None:
@@ -74,16 +76,21 @@ class Base:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         layers_name, stack = find_layers(model)
         self.layers = len(stack)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._roles: dict[str, Role] = {}
         self._active: str | None = None
         self._adapted: list[LoraLinear] = []
-        probe = self._inputs(*build_probe(self.vocabulary, self.device))
+        probe = self.build_inputs(*build_probe(self.vocabulary, self.device))
         self._trunk, self.split_reason = find_trunk(
             stack, choose_split(split, self.layers), lambda: self.model(**probe).logits
         )
         self.split = self._trunk.split if self._trunk else 0
         self.site = find_site(layers_name, stack, self.split)
+
+    @cached_property
+    def branching(self) -> tuple[bool, str]:
+        """Whether several completions may share one row and its prompt (models/branches.py), and why or why not."""
+        return check_branching(self)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -171,15 +178,11 @@ class Base:
 
     # Passes
 
-    @torch.no_grad()
     def compute_trunk(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T H"] | None:
         """Hidden states below layer `split`, the same for every role (a full copy excepted); None when split == 0."""
-        if self._trunk is None:
-            return None
-        with self.activate(None) as model:
-            return self._trunk.compute(lambda: model.base_model(**self._inputs(input_ids, attention_mask)))
+        return self.run_trunk(self.build_inputs(input_ids, attention_mask))
 
     def compute_logits(
         self,
@@ -195,10 +198,10 @@ class Base:
             ModelError: no such role, `last` outside 1 to T - 1, or a trunk of another shape.
         """
         self._check_last(input_ids, last)
-        with self._prepared(role, input_ids, trunk) as model:
+        with self._prepared(role, input_ids.shape, trunk) as model:
             end = input_ids.shape[1] - 1
             columns = torch.arange(end - last, end, device=input_ids.device)
-            logits: Tensor = model(**self._inputs(input_ids, attention_mask), logits_to_keep=columns).logits
+            logits: Tensor = model(**self.build_inputs(input_ids, attention_mask), logits_to_keep=columns).logits
         return logits
 
     def compute_values(
@@ -215,8 +218,8 @@ class Base:
             ModelError: as `compute_logits`, or the role has no head.
         """
         self._check_last(input_ids, last)
-        hidden = self._compute_hidden(role, input_ids, attention_mask, trunk)
-        return self._head(role)(hidden[:, -last - 1 : -1])
+        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)
+        return self.head(role)(hidden[:, -last - 1 : -1])
 
     def compute_scores(
         self,
@@ -230,10 +233,48 @@ class Base:
         Raises:
             ModelError: no such role, it has no head, or a trunk of another shape.
         """
-        hidden = self._compute_hidden(role, input_ids, attention_mask, trunk)
+        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         last_real = (attention_mask.long() * columns).argmax(dim=1)
-        return self._head(role)(hidden[torch.arange(len(hidden), device=hidden.device), last_real])
+        return self.head(role)(hidden[torch.arange(len(hidden), device=hidden.device), last_real])
+
+    def build_inputs(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> dict[str, Any]:
+        """What the model's forward takes; positions count real tokens only."""
+        mask = attention_mask.long()
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        if self.takes_positions:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+        return inputs
+
+    def compute_hidden(
+        self, role: str | None, inputs: Mapping[str, Any], trunk: Float[Tensor, "B T H"] | None = None
+    ) -> Float[Tensor, "B T H"]:
+        """Hidden states after the final norm; `inputs` are those of the model's own forward.
+
+        Raises:
+            ModelError: no such role, or a trunk of another shape.
+        """
+        with self._prepared(role, inputs["input_ids"].shape, trunk) as model:
+            hidden: Tensor = model.base_model(**inputs).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def run_trunk(self, inputs: Mapping[str, Any]) -> Float[Tensor, "B T H"] | None:
+        """Hidden states below layer `split`, whoever acts; `inputs` are those of the model's own forward."""
+        if self._trunk is None:
+            return None
+        with self.activate(None) as model:
+            return self._trunk.compute(lambda: model.base_model(**inputs))
+
+    def head(self, role: str) -> ScalarHead:
+        """The scalar head of `role`.
+
+        Raises:
+            ModelError: no such role, or it has no head.
+        """
+        head = self._scorer(role).head
+        assert head is not None
+        return head
 
     def normalize_head(self, role: str, mean: float, std: float) -> None:
         """Fold score -> (score - mean) / std into the head of `role`, so that its scores have mean 0 and variance 1.
@@ -243,7 +284,7 @@ class Base:
         """
         if not 0 < std < float("inf"):
             raise ModelError(f"scores of {role!r} with standard deviation {std} cannot be normalised")
-        self._head(role).normalize(mean, std)
+        self.head(role).normalize(mean, std)
 
     # Weights
 
@@ -325,11 +366,6 @@ class Base:
             raise ModelError(f"role {role!r} is a {found.kind} and has no head", mend="add it with add_scorer")
         return found
 
-    def _head(self, role: str) -> ScalarHead:
-        head = self._scorer(role).head
-        assert head is not None
-        return head
-
     def _refresh(self) -> None:
         """After adapters came or went: find them again, and let the one act that was active."""
         self._adapted = [layer for _, layer in find_adapted_layers(self.model)]
@@ -347,35 +383,18 @@ class Base:
                 mend="keep at least one prompt column",
             )
 
-    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-        """What the model's forward takes: positions count real tokens only."""
-        mask = attention_mask.long()
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-        if self._takes_positions:
-            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-        return inputs
-
     @contextmanager
-    def _prepared(self, role: str | None, input_ids: Tensor, trunk: Tensor | None) -> Iterator[PreTrainedModel]:
+    def _prepared(self, role: str | None, shape: torch.Size, trunk: Tensor | None) -> Iterator[PreTrainedModel]:
         """The model acting as `role`, its lower layers bypassed where their output is given."""
         full = role is not None and self._role(role).lora is None
         with self.activate(role) as model:
             if trunk is None or full:
                 yield model
                 return
-            if self._trunk is None or trunk.shape != (*input_ids.shape, self.hidden_size):
+            if self._trunk is None or trunk.shape != (*shape, self.hidden_size):
                 raise ModelError(
-                    f"a trunk of shape {tuple(trunk.shape)} does not fit ids of shape {tuple(input_ids.shape)}",
+                    f"a trunk of shape {tuple(trunk.shape)} does not fit ids of shape {tuple(shape)}",
                     mend="compute it on the same ids with compute_trunk, where split > 0",
                 )
             with self._trunk.resume(trunk):
                 yield model
-
-    def _compute_hidden(
-        self, role: str, input_ids: Tensor, attention_mask: Tensor, trunk: Tensor | None
-    ) -> Float[Tensor, "B T H"]:
-        """Hidden states after the final norm."""
-        self._head(role)
-        with self._prepared(role, input_ids, trunk) as model:
-            hidden: Tensor = model.base_model(**self._inputs(input_ids, attention_mask)).last_hidden_state
-        return hidden

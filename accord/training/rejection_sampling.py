@@ -18,7 +18,7 @@ from accord.training.checks import check_finite, check_rollout
 from accord.training.job import MetricRow, TrainingJob, TrainingResult
 from accord.training.optimization import check_reference, compute_reference_hash, select
 from accord.training.selection import Best, Judge
-from accord.training.sequences import TokenSequence
+from accord.training.sequences import TokenTree
 from accord.training.sft import fit_sequences
 from accord.types import Checkpoint, Rollout, derive_seed
 
@@ -62,13 +62,13 @@ def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
     return TrainingResult([store.first, *result.history], best_update)
 
 
-def choose_winners(job: TrainingJob) -> tuple[list[TokenSequence], dict[str, float]]:
+def choose_winners(job: TrainingJob) -> tuple[list[TokenTree], dict[str, float]]:
     """The best of n candidates for each prompt under the proxy (the first, where scores tie), and two means.
 
     Metrics: score, the mean over all candidates; winner_score, the mean over the winners.
     """
     count, sample = job.config.rejection_sampling.candidates, job.config.sample
-    winners: list[TokenSequence] = []
+    winners: list[TokenTree] = []
     seen: list[Tensor] = []
     job.progress.begin(f"best of {count}", len(job.prompts), "prompts")
     for start in range(0, len(job.prompts), PROMPTS_AT_ONCE):
@@ -95,11 +95,11 @@ def choose_winners(job: TrainingJob) -> tuple[list[TokenSequence], dict[str, flo
     return winners, {"score": float(scores.mean()), "winner_score": float(scores.amax(dim=0).mean())}
 
 
-def take_sequence(rollout: Rollout, row: int) -> TokenSequence:
+def take_sequence(rollout: Rollout, row: int) -> TokenTree:
     """One row of a rollout as the token ids that were sampled, without padding."""
     prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
     completion = rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
-    return TokenSequence((*prompt, *completion), len(completion))
+    return TokenTree((*prompt, *completion), (len(completion),))
 
 
 class _Store:
@@ -108,11 +108,11 @@ class _Store:
     def __init__(self, inner: Checkpoint, reference: str) -> None:
         self.inner = inner
         self.reference = reference
-        self.winners: list[TokenSequence] = []
+        self.winners: list[TokenTree] = []
         self.first: MetricRow = {}
         self.best = Best()
 
-    def begin(self, winners: Sequence[TokenSequence], first: MetricRow) -> None:
+    def begin(self, winners: Sequence[TokenTree], first: MetricRow) -> None:
         """Keep what sampling gave before fine-tuning starts."""
         self.winners, self.first = list(winners), first
         self.save({}, {})
@@ -120,7 +120,7 @@ class _Store:
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace the checkpoint: fine-tuning's `tensors` and `state`, and our own."""
         ours = {
-            "winners": [[list(s.ids), s.completion_tokens] for s in self.winners],
+            "winners": [[list(s.ids), s.branch_tokens[0]] for s in self.winners],
             "first": self.first,
             "best": [self.best.update, self.best.score],
             "reference_role": self.reference,
@@ -140,7 +140,7 @@ class _Store:
             return False
         tensors, state = found
         check_reference(state["reference_role"], self.reference, where="rejection sampling checkpoint")
-        self.winners = [TokenSequence(tuple(ids), count) for ids, count in state["winners"]]
+        self.winners = [TokenTree(tuple(ids), (count,)) for ids, count in state["winners"]]
         self.first = state["first"]
         update, score = state["best"]
         self.best = Best(update, score, select(tensors, BEST))

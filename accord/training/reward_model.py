@@ -9,7 +9,7 @@ out the split of the data (the caller parts prompts), and the report card (`eval
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from accord.errors import DataError, TrainingError
 from accord.functional import compute_warmup_cosine
 from accord.losses import PREFERENCE_OBJECTIVES, combine_metrics
 from accord.models import Base
+from accord.models.branches import compute_branch_scores
 from accord.training.checks import check_finite, check_tokens
 from accord.training.job import MetricRow
 from accord.training.optimization import (
@@ -33,10 +34,10 @@ from accord.training.optimization import (
     unpack_roles,
 )
 from accord.training.sequences import (
-    TokenSequence,
+    TokenTree,
     build_batch,
     cache_trunk,
-    encode_sequence,
+    encode_tree,
     iterate_buckets,
     shuffle_in_buckets,
 )
@@ -52,13 +53,18 @@ SCORE_BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A preference as tokens: its two sequences, P(a is better), its weight, its strength in [0, 1]."""
+    """A preference as tokens: its answers, P(a is better), its weight, its strength in [0, 1].
 
-    a: TokenSequence
-    b: TokenSequence
+    `trees` is one tree with both answers behind one prompt where the model can branch, else one tree for each answer.
+    """
+
+    trees: tuple[TokenTree, ...]
     probability: float
     weight: float
     strength: float
+
+    def __len__(self) -> int:
+        return sum(map(len, self.trees))
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,7 @@ class PairTensors(NamedTuple):
 
 def fits_in(base: Base, preference: Preference, max_tokens: int) -> bool:
     """Whether both sides, prompt and EOS included, have at most `max_tokens` tokens."""
-    longest = max(preference.a, preference.b, key=lambda side: len(base.tokens.encode_completion(side)))
-    return len(encode_sequence(base, preference.prompt, longest)) <= max_tokens
+    return encode_tree(base, preference.prompt, (preference.a, preference.b)).longest_tokens <= max_tokens
 
 
 def encode_pairs(base: Base, preferences: Sequence[Preference], max_tokens: int) -> tuple[list[TokenPair], int]:
@@ -92,11 +97,11 @@ def encode_pairs(base: Base, preferences: Sequence[Preference], max_tokens: int)
     pairs = []
     left_out = 0
     for preference in preferences:
-        a, b = (encode_sequence(base, preference.prompt, side) for side in (preference.a, preference.b))
-        if max(len(a), len(b)) > max_tokens:
+        trees = _encode_sides(base, preference)
+        if max(tree.longest_tokens for tree in trees) > max_tokens:
             left_out += 1
         elif preference.weight > 0:
-            pairs.append(TokenPair(a, b, preference.probability, preference.weight, preference.strength or 0.0))
+            pairs.append(TokenPair(trees, preference.probability, preference.weight, preference.strength or 0.0))
     return pairs, left_out
 
 
@@ -113,8 +118,9 @@ def train_reward_model(
 ) -> RewardModelResult:
     """Fit the scorer `role` in place by minimising -p log s(d - m) - (1 - p) log s(-d - m), d = score_a - score_b.
 
-    Each epoch is followed by the validation loss; the run ends at the first epoch that does not lower it, and the role
-    keeps the best epoch's weights. The frozen trunk is computed once for all epochs; micro-batches change nothing.
+    Each epoch is followed by the validation loss; the run ends after `patience` epochs in a row that do not lower it,
+    and the role keeps the best epoch's weights. A pair's prompt is read once for both answers where the model can
+    branch; the frozen trunk is computed once for all epochs; micro-batches change nothing.
 
     Raises:
         DataError: no training or validation pair is left.
@@ -124,14 +130,14 @@ def train_reward_model(
     objective = PREFERENCE_OBJECTIVES[cfg.objective]
     pairs, left_out = _prepare_pairs(base, train, cfg.max_tokens, progress)
     unseen, unseen_left_out = _prepare_pairs(base, validation, cfg.max_tokens, progress)
-    lengths = [len(pair.a) + len(pair.b) for pair in pairs]
+    lengths = [len(pair) for pair in pairs]
     optimizer = build_optimizer(base, role, cfg.learning_rate)
     state = _resume(base, role, optimizer, checkpoint) or _FitState(base.fingerprint)
     steps_an_epoch = -(-len(pairs) // cfg.batch_size)
     total = cfg.epochs * steps_an_epoch
     progress.begin(f"reward model {role}", total, "steps")
     progress.advance(state.epoch * steps_an_epoch + state.step)
-    while state.epoch < cfg.epochs and not state.ended:
+    while state.epoch < cfg.epochs and state.epoch - state.best_epoch < cfg.patience:
         batches = shuffle_in_buckets(lengths, cfg.batch_size, derive_seed(seed, "epoch", state.epoch))
         for batch in batches[state.step :]:
             where = f"reward model {role}, epoch {state.epoch + 1}, step {state.step + 1}"
@@ -163,12 +169,13 @@ def score_preferences(
     base: Base, role: str, preferences: Sequence[Preference]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Scores of both sides of N preferences, (N,) float32 each, on the CPU."""
-    sequences = [encode_sequence(base, p.prompt, side) for p in preferences for side in (p.a, p.b)]
-    scores = torch.zeros(len(sequences))
-    for group in iterate_buckets([len(s) for s in sequences], SCORE_BATCH_TOKENS):
-        batch = build_batch(base, [sequences[i] for i in group])
-        scores[group] = base.compute_scores(role, batch.input_ids, batch.attention_mask).float().cpu()
-    return scores[0::2], scores[1::2]
+    trees = [tree for preference in preferences for tree in _encode_sides(base, preference)]
+    scores = torch.zeros(len(trees), 2 * len(preferences) // max(len(trees), 1))
+    for group in iterate_buckets([len(tree) for tree in trees], SCORE_BATCH_TOKENS):
+        batch = build_batch(base, [trees[i] for i in group])
+        scores[group] = compute_branch_scores(base, role, batch.input_ids, batch.branches).cpu()
+    both = scores.view(-1, 2)
+    return both[:, 0], both[:, 1]
 
 
 @torch.no_grad()
@@ -201,7 +208,6 @@ class _FitState:
     step: int = 0
     best_epoch: int = 0
     best_loss: float = float("inf")
-    ended: bool = False
 
     def __post_init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -209,20 +215,17 @@ class _FitState:
         self.best: dict[str, Tensor] = {}
 
     def finish_epoch(self, metrics: Mapping[str, float], base: Base, role: str) -> None:
-        """Count the epoch; keep the weights where validation improved, end the run where it did not."""
+        """Count the epoch; keep the weights where validation improved."""
         self.epoch, self.step, self.steps = self.epoch + 1, 0, []
         self.history.append({"epoch": self.epoch, **metrics})
         if metrics["validation_loss"] < self.best_loss:
             self.best_epoch, self.best_loss, self.best = self.epoch, metrics["validation_loss"], base.state(role)
-        else:
-            self.ended = True
 
     def save(self, base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
         tensors = pack_roles(base, {role: optimizer}) | {f"best/{name}": value for name, value in self.best.items()}
         counters: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("reference", "epoch", "step", "best_epoch", "ended", "steps", "history")
+            name: getattr(self, name) for name in ("reference", "epoch", "step", "best_epoch", "steps", "history")
         }
         checkpoint.save(tensors, counters | {"best_loss": self.best_loss if self.best else None})
 
@@ -236,7 +239,7 @@ def _resume(base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint:
     check_reference(saved["reference"], base.fingerprint, where=f"reward model {role} checkpoint")
     unpack_roles(base, {role: optimizer}, tensors)
     best_loss = float("inf") if saved["best_loss"] is None else saved["best_loss"]
-    state = _FitState(saved["reference"], saved["epoch"], saved["step"], saved["best_epoch"], best_loss, saved["ended"])
+    state = _FitState(saved["reference"], saved["epoch"], saved["step"], saved["best_epoch"], best_loss)
     state.steps, state.history, state.best = saved["steps"], saved["history"], select(tensors, "best/")
     return state
 
@@ -256,9 +259,16 @@ def _prepare_pairs(
             where="reward_model",
             mend="raise reward_model.max_tokens, or gather votes that prefer something",
         )
-    cached = cache_trunk(base, [side for pair in pairs for side in (pair.a, pair.b)], progress)
-    sides = zip(pairs, cached[0::2], cached[1::2], strict=True)
-    return [TokenPair(a, b, pair.probability, pair.weight, pair.strength) for pair, a, b in sides], left_out
+    cached = iter(cache_trunk(base, [tree for pair in pairs for tree in pair.trees], progress))
+    return [replace(pair, trees=tuple(next(cached) for _ in pair.trees)) for pair in pairs], left_out
+
+
+def _encode_sides(base: Base, preference: Preference) -> tuple[TokenTree, ...]:
+    """Both answers behind one prompt where the model can branch, else one tree for each: scores come as a, b."""
+    shares_row, _ = base.branching
+    if shares_row:
+        return (encode_tree(base, preference.prompt, (preference.a, preference.b)),)
+    return tuple(encode_tree(base, preference.prompt, (side,)) for side in (preference.a, preference.b))
 
 
 def _iterate_scores(
@@ -266,17 +276,17 @@ def _iterate_scores(
 ) -> Iterator[tuple[PairTensors, Tensor, Tensor, float]]:
     """Micro-batches of one optimiser step: labels, score_a, score_b, and the step's global denominator."""
     denominator = sum(pair.weight for pair in pairs)
-    ordered = sorted(pairs, key=lambda pair: max(len(pair.a), len(pair.b)))
+    ordered = sorted(pairs, key=len)
     for start in range(0, len(ordered), cfg.micro_batch_size):
         chunk = ordered[start : start + cfg.micro_batch_size]
-        batch = build_batch(base, [pair.a for pair in chunk] + [pair.b for pair in chunk])
-        scores = base.compute_scores(role, batch.input_ids, batch.attention_mask, trunk=batch.trunk)
+        batch = build_batch(base, [tree for pair in chunk for tree in pair.trees])
+        scores = compute_branch_scores(base, role, batch.input_ids, batch.branches, batch.trunk).view(-1, 2)
         labels = PairTensors(
             torch.tensor([pair.probability for pair in chunk], device=scores.device),
             torch.tensor([pair.weight for pair in chunk], device=scores.device),
             torch.tensor([cfg.margin * pair.strength for pair in chunk], device=scores.device),
         )
-        yield labels, scores[: len(chunk)], scores[len(chunk) :], denominator
+        yield labels, scores[:, 0], scores[:, 1], denominator
 
 
 @torch.no_grad()

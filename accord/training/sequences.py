@@ -1,21 +1,22 @@
-"""Token sequences for the trainers: encoding, left padding, length buckets, and the cached trunk.
+"""Token trees for the trainers: encoding, left padding, length buckets, and the cached trunk.
 
-Implements what reward models and SFT share: a sequence is prompt + completion as token ids, encoded once and padded on
-the left only as far as its micro-batch needs. Leaves out rollouts (their layout is fixed by `types.Rollout`; see
-`experience`) and every objective.
+Implements what reward models and SFT share: a tree is a prompt with one or more completions as token ids, encoded once
+and padded on the left only as far as its micro-batch needs. Leaves out rollouts (their layout is fixed by
+`types.Rollout`; see `experience`) and every objective.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from accord.models import Base
+from accord.models.branches import PADDING, build_branch_inputs
 from accord.types import Completion, Progress, Prompt
 
 TRUNK_BATCH_TOKENS = 4096
@@ -23,59 +24,73 @@ TRUNK_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class TokenSequence:
-    """One prompt with its completion as token ids. `completion_tokens` counts the completion's, the EOS included.
+class TokenTree:
+    """A prompt and one or more completions of it as token ids, one behind the other.
 
-    `trunk` is (T, H), the frozen trunk's hidden states of its T tokens, or None where the base is not split.
+    `branch_tokens` counts each completion's tokens, its EOS included; what comes before them in `ids` is the prompt.
+    `trunk` is (T, H), the frozen trunk's hidden states of the T tokens, or None where the base is not split.
     """
 
     ids: tuple[int, ...]
-    completion_tokens: int
+    branch_tokens: tuple[int, ...]
     trunk: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the prompt with its longest completion."""
+        return len(self.ids) - sum(self.branch_tokens) + max(self.branch_tokens)
+
 
 @dataclass(frozen=True)
-class SequenceBatch:
-    """B sequences padded on the left to the longest, T columns, so that the last column is always a real token.
+class TreeBatch:
+    """B trees padded on the left to the longest, T columns, so that the last column is always a real token.
 
-    input_ids (B, T) int64; attention_mask (B, T) bool; trunk (B, T, H) or None; completion_mask (B, C) bool over the
-    last C columns, C the longest completion: True where a completion's token stands.
+    input_ids (B, T) int64; branches (B, T) int64 as in models/branches.py: -1 padding, 0 prompt, k >= 1 the k-th
+    completion; trunk (B, T, H) or None.
     """
 
     input_ids: Int[Tensor, "B T"]
-    attention_mask: Bool[Tensor, "B T"]
+    branches: Int[Tensor, "B T"]
     trunk: Float[Tensor, "B T H"] | None
-    completion_mask: Bool[Tensor, "B C"]
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "B T"]:
+        """True where a token is real."""
+        return self.branches >= 0
+
+    @property
+    def completion_mask(self) -> Bool[Tensor, "B C"]:
+        """Over the last C columns, C the longest completion: True where a completion's token stands."""
+        real = self.branches >= 1
+        return real[:, -int(real.sum(dim=1).max()) :]
 
 
-def encode_sequence(base: Base, prompt: Prompt, completion: Completion) -> TokenSequence:
-    """The prompt under the chat template, then the completion; EOS stands exactly where the completion was finished."""
-    head = base.tokens.encode_prompt(prompt)
-    tail = base.tokens.encode_completion(completion)
-    return TokenSequence((*head, *tail), len(tail))
+def encode_tree(base: Base, prompt: Prompt, completions: Sequence[Completion]) -> TokenTree:
+    """The prompt under the chat template, then each completion; EOS stands exactly where a completion was finished."""
+    tails = [base.tokens.encode_completion(completion) for completion in completions]
+    ids = (*base.tokens.encode_prompt(prompt), *(token for tail in tails for token in tail))
+    return TokenTree(ids, tuple(map(len, tails)))
 
 
-def build_batch(base: Base, sequences: Sequence[TokenSequence]) -> SequenceBatch:
-    """Pad `sequences` on the left to the longest of them and move them to the base's device."""
-    columns = max(len(s) for s in sequences)
-    answers = max(s.completion_tokens for s in sequences)
-    input_ids = torch.full((len(sequences), columns), base.tokens.pad_id, dtype=torch.long)
-    mask = torch.zeros((len(sequences), columns), dtype=torch.bool)
-    completion_mask = torch.zeros((len(sequences), answers), dtype=torch.bool)
-    first = sequences[0].trunk
-    trunk = None if first is None else first.new_zeros((len(sequences), columns, first.shape[-1]))
-    for row, sequence in enumerate(sequences):
-        input_ids[row, columns - len(sequence) :] = torch.tensor(sequence.ids)
-        mask[row, columns - len(sequence) :] = True
-        completion_mask[row, answers - sequence.completion_tokens :] = True
-        if trunk is not None and sequence.trunk is not None:
-            trunk[row, columns - len(sequence) :] = sequence.trunk
-    device = base.device
-    moved = None if trunk is None else trunk.to(device)
-    return SequenceBatch(input_ids.to(device), mask.to(device), moved, completion_mask.to(device))
+def build_batch(base: Base, trees: Sequence[TokenTree]) -> TreeBatch:
+    """Pad `trees` on the left to the longest of them and move them to the base's device."""
+    columns = max(map(len, trees))
+    input_ids = torch.full((len(trees), columns), base.tokens.pad_id, dtype=torch.long)
+    branches = torch.full((len(trees), columns), PADDING, dtype=torch.long)
+    first = trees[0].trunk
+    trunk = None if first is None else first.new_zeros((len(trees), columns, first.shape[-1]))
+    for row, tree in enumerate(trees):
+        start = columns - len(tree)
+        input_ids[row, start:] = torch.tensor(tree.ids)
+        counts = (len(tree) - sum(tree.branch_tokens), *tree.branch_tokens)
+        branches[row, start:] = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        if trunk is not None and tree.trunk is not None:
+            trunk[row, start:] = tree.trunk
+    moved = None if trunk is None else trunk.to(base.device)
+    return TreeBatch(input_ids.to(base.device), branches.to(base.device), moved)
 
 
 def iterate_buckets(lengths_tokens: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -90,25 +105,23 @@ def iterate_buckets(lengths_tokens: Sequence[int], batch_tokens: int) -> Iterato
         yield group
 
 
-def cache_trunk(base: Base, sequences: Sequence[TokenSequence], progress: Progress) -> list[TokenSequence]:
-    """The same sequences with their trunk states, computed once for all epochs; unchanged where `base.split == 0`.
+def cache_trunk(base: Base, trees: Sequence[TokenTree], progress: Progress) -> list[TokenTree]:
+    """The same trees with their trunk states, computed once for all epochs; unchanged where `base.split == 0`.
 
-    Memory: tokens * hidden_size * bytes of the base's dtype, on the CPU (1,000 pairs of 2 x 150 tokens at width 576 in
-    bfloat16: 0.35 GB).
+    Memory: tokens * hidden_size * bytes of the base's dtype, on the CPU (1,000 pairs of 160 tokens at width 576 in
+    bfloat16: 0.18 GB).
     """
     if base.split == 0:
-        return list(sequences)
-    cached = list(sequences)
-    progress.begin("trunk", len(sequences), "sequences")
-    for group in iterate_buckets([len(s) for s in sequences], TRUNK_BATCH_TOKENS):
-        batch = build_batch(base, [sequences[i] for i in group])
-        with torch.no_grad():
-            states = base.compute_trunk(batch.input_ids, batch.attention_mask)
+        return list(trees)
+    cached = list(trees)
+    progress.begin("trunk", len(trees), "sequences")
+    for group in iterate_buckets([len(tree) for tree in trees], TRUNK_BATCH_TOKENS):
+        batch = build_batch(base, [trees[i] for i in group])
+        states = base.run_trunk(build_branch_inputs(base, batch.input_ids, batch.branches))
         assert states is not None, "a split base computes a trunk"
         for row, index in enumerate(group):
-            sequence = sequences[index]
-            kept = states[row, states.shape[1] - len(sequence) :].to("cpu", copy=True)
-            cached[index] = TokenSequence(sequence.ids, sequence.completion_tokens, kept)
+            kept = states[row, states.shape[1] - len(trees[index]) :].to("cpu", copy=True)
+            cached[index] = replace(trees[index], trunk=kept)
         progress.advance(len(group))
     return cached
 

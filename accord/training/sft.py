@@ -26,7 +26,7 @@ from accord.training.optimization import (
     take_step,
     unpack_roles,
 )
-from accord.training.sequences import TokenSequence, build_batch, cache_trunk, encode_sequence, shuffle_in_buckets
+from accord.training.sequences import TokenTree, build_batch, cache_trunk, encode_tree, shuffle_in_buckets
 from accord.types import Checkpoint, Completion, Progress, Prompt, derive_seed
 
 MAX_GRAD_NORM = 1.0
@@ -78,14 +78,14 @@ def train_sft(
         DataError: no examples.
         TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
     """
-    sequences = [encode_sequence(base, prompt, completion) for prompt, completion in examples]
+    sequences = [encode_tree(base, prompt, [completion]) for prompt, completion in examples]
     return fit_sequences(base, role, sequences, cfg, seed=seed, progress=progress, checkpoint=checkpoint)
 
 
 def fit_sequences(
     base: Base,
     role: str,
-    sequences: Sequence[TokenSequence],
+    sequences: Sequence[TokenTree],
     cfg: SftSettings,
     *,
     seed: int,
@@ -102,9 +102,10 @@ def fit_sequences(
         TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
     """
     check_tokens(base.tokens)
-    if not any(s.completion_tokens for s in sequences):
+    kept = [s for s in sequences if sum(s.branch_tokens)]
+    if not kept:
         raise DataError("no examples to fine-tune on", where="sft", mend="gather votes that prefer something")
-    cached = cache_trunk(base, [s for s in sequences if s.completion_tokens], progress)
+    cached = cache_trunk(base, kept, progress)
     optimizer = build_optimizer(base, role, cfg.learning_rate)
     history = _resume(base, role, optimizer, checkpoint)
     steps_an_epoch = -(-len(cached) // cfg.batch_size)
@@ -138,10 +139,10 @@ class EpochHook(Protocol):
         ...
 
 
-def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree]) -> dict[str, float]:
     """Add the gradient of one optimiser step's loss, micro-batch by micro-batch; its metrics."""
     ordered = sorted(sequences, key=len)
-    tokens = sum(s.completion_tokens for s in sequences)
+    tokens = sum(sum(s.branch_tokens) for s in sequences)
     parts = []
     for start in range(0, len(ordered), MICRO_BATCH_SIZE):
         batch = build_batch(base, ordered[start : start + MICRO_BATCH_SIZE])

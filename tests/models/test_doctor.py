@@ -167,12 +167,12 @@ def test_dropout_left_on_is_refused():
 
 def test_values_and_scores_that_depend_on_padding_are_refused(monkeypatch):
     base = build_base()
-    inner = base._compute_hidden
+    inner = base.compute_hidden
 
-    def shifted(role, input_ids, attention_mask, trunk):
-        return inner(role, input_ids, attention_mask, trunk) + 0.1 * (~attention_mask).sum()
+    def shifted(role, inputs, trunk):
+        return inner(role, inputs, trunk) + 0.1 * (inputs["attention_mask"] == 0).sum()
 
-    monkeypatch.setattr(base, "_compute_hidden", shifted)
+    monkeypatch.setattr(base, "compute_hidden", shifted)
     assert find_failures(base) == {"padding_values", "padding_scores"}
 
 

@@ -126,7 +126,6 @@ def test_one_score_in_training_and_in_ppo() -> None:
     pairs = draw_planted(24, 4)
     train(base, pairs, pairs, epochs=1)
     scores, _ = score_preferences(base, "reward", pairs)
-    encoded, _ = encode_pairs(base, pairs, 32)
     prompts = [base.tokens.encode_prompt(p.prompt) for p in pairs]
     answers = [base.tokens.encode_completion(p.a) for p in pairs]
     rollout = assemble_rollout(
@@ -138,7 +137,7 @@ def test_one_score_in_training_and_in_ppo() -> None:
         for states in (None, trunk):
             found = base.compute_scores("reward", rollout.input_ids, rollout.attention_mask, states)
             torch.testing.assert_close(found, scores, atol=1e-5, rtol=1e-4)
-        alone = [torch.tensor([pair.a.ids]) for pair in encoded]
+        alone = [torch.tensor([prompt + answer]) for prompt, answer in zip(prompts, answers, strict=True)]
         found = torch.cat([base.compute_scores("reward", ids, torch.ones_like(ids).bool()) for ids in alone])
     torch.testing.assert_close(found, scores, atol=1e-5, rtol=1e-4)
 
@@ -147,8 +146,8 @@ def test_eos_stands_exactly_where_a_completion_is_finished() -> None:
     base = build()
     cut = Preference(Prompt(text="0"), Completion.from_text("12"), Completion.from_text("12", finished=False), 1.0, 0.0)
     (pair,), _ = encode_pairs(base, [cut], 32)
-    assert pair.a.ids == (0, 1, 2, base.tokens.eos_id)
-    assert pair.b.ids == (0, 1, 2)
+    assert pair.trees[0].ids == (0, 1, 2, base.tokens.eos_id, 1, 2)
+    assert pair.trees[0].branch_tokens == (3, 2)
 
 
 def test_micro_batches_change_nothing() -> None:

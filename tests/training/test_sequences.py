@@ -8,7 +8,7 @@ import torch
 
 from accord.models import LoraSettings
 from accord.training.sequences import (
-    TokenSequence,
+    TokenTree,
     build_batch,
     cache_trunk,
     iterate_buckets,
@@ -38,7 +38,7 @@ def test_batches_of_an_epoch_are_shuffled_complete_and_of_similar_length() -> No
 
 def test_a_batch_is_padded_on_the_left_and_marks_the_completions() -> None:
     base = build_digit_base(4, eos=True, split=1)
-    batch = build_batch(base, [TokenSequence((0, 1, 2), 1), TokenSequence((3, 2, 1, 0, 5), 3)])
+    batch = build_batch(base, [TokenTree((0, 1, 2), (1,)), TokenTree((3, 2, 1, 0, 5), (3,))])
     assert batch.input_ids.tolist() == [[4, 4, 0, 1, 2], [3, 2, 1, 0, 5]]
     assert batch.attention_mask.tolist() == [[False, False, True, True, True], [True] * 5]
     assert batch.completion_mask.tolist() == [[False, False, True], [True, True, True]]
@@ -50,7 +50,7 @@ def test_the_cached_trunk_is_the_trunk() -> None:
     with torch.no_grad():
         base.load_state("reward", {n: v + 0.1 for n, v in base.state("reward").items()})
     source = random.Random(0)
-    sequences = [TokenSequence(tuple(source.choices(range(6), k=source.randint(2, 20))), 1) for _ in range(30)]
+    sequences = [TokenTree(tuple(source.choices(range(6), k=source.randint(2, 20))), (1,)) for _ in range(30)]
     cached = cache_trunk(base, sequences, CollectingProgress())
     assert [s.ids for s in cached] == [s.ids for s in sequences]
     with torch.no_grad():

@@ -118,7 +118,7 @@ def test_winners_are_the_best_of_their_candidates() -> None:
     job = build_job(build())
     winners, metrics = choose_winners(job)
     assert len(winners) == len(PROMPTS)
-    shares = [s.ids[-s.completion_tokens :].count(3) / s.completion_tokens for s in winners]
+    shares = [s.ids[-s.branch_tokens[0] :].count(3) / s.branch_tokens[0] for s in winners]
     assert sum(shares) / len(shares) == pytest.approx(metrics["winner_score"], abs=1e-6)
     assert all(s.ids[:2] == tuple(job.base.tokens.encode_prompt(p)) for s, p in zip(winners, PROMPTS))
 
