@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+import sqlalchemy.exc
 from sqlalchemy import (
     Connection,
     Engine,
@@ -31,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from accord.errors import WorkspaceError
+from accord.errors import DataError, WorkspaceError
 from accord.feedback import queue_schema, schema
 from accord.feedback.log import Transaction
 
@@ -93,8 +94,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One snapshot to read from."""
-        with self.engine.connect() as connection:
+        """One snapshot to read from. Raises DataError where a value asked for is none that the database can hold."""
+        with _refuse_impossible(), self.engine.connect() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
@@ -104,10 +105,14 @@ class Database:
         """The only writing transaction there is while the block runs. It commits when the block ends, or not at all.
 
         What changed and is not yet an event becomes one of this `kind` and `actor` at the end. Raises WorkspaceError
-        where the database cannot be written.
+        where the database cannot be written, DataError where a value is none that it can hold.
         """
         try:
-            with self._turns, self.engine.execution_options(**{WRITE_OPTION: True}).begin() as connection:
+            with (
+                _refuse_impossible(),
+                self._turns,
+                self.engine.execution_options(**{WRITE_OPTION: True}).begin() as connection,
+            ):
                 if self.engine.dialect.name == "postgresql":
                     connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
                 transaction = Transaction(connection, now)
@@ -130,6 +135,18 @@ class Database:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextmanager
+def _refuse_impossible() -> Iterator[None]:
+    """Says in our words that a text or number does not fit: a NUL on PostgreSQL, half a surrogate pair, 10 ** 30."""
+    try:
+        yield
+    except (sqlalchemy.exc.DataError, OverflowError, UnicodeEncodeError) as error:
+        raise DataError(
+            f"the database cannot hold a value: {str(getattr(error, 'orig', error))[:200]}",
+            mend="leave out NUL characters and halves of surrogate pairs, and numbers beyond 64 bits",
+        ) from error
 
 
 def open_database(url: str | Path = DEFAULT_URL) -> Database:

@@ -100,6 +100,12 @@ def database(database_url: str) -> Iterator[Database]:
         yield opened
 
 
+@pytest.fixture
+def any_store(database: Database) -> VoteStore:
+    """A store of each kind in turn."""
+    return VoteStore(database)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     default = Path(__file__).parents[2].parent / "shared" / "data"

@@ -141,16 +141,16 @@ def test_what_is_refused_leaves_no_event(database: Database) -> None:
         assert len(list(read_events(connection))) == before
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
-@pytest.mark.parametrize("action", ["UPDATE {table} SET {column} = {column}", "DELETE FROM {table}"])
-def test_history_cannot_be_changed(database: Database, table: str, action: str) -> None:
+def test_history_cannot_be_changed(database: Database) -> None:
     live_a_little(database)
-    column = next(iter(schema.metadata.tables[table].c)).name
-    with (
-        pytest.raises(DBAPIError, match=f"{table} is append-only"),
-        database.write("tampered", "test") as transaction,
-    ):
-        transaction.connection.execute(text(action.format(table=table, column=column)))
+    for table in APPEND_ONLY:
+        column = next(iter(schema.metadata.tables[table].c)).name
+        for action in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}"):
+            with (
+                pytest.raises(DBAPIError, match=f"{table} is append-only"),
+                database.write("tampered", "test") as transaction,
+            ):
+                transaction.connection.execute(text(action))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The store on real SQLite: nothing is lost, nothing changes, and the order of arrival does not matter."""
+"""The store on SQLite and on a real PostgreSQL: nothing is lost or changes, and the order of arrival is no matter."""
 
 import random
 import signal
@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from accord.errors import DataError, WorkspaceError
+from accord.feedback import schema
+from accord.feedback.database import Database
+from accord.feedback.records import build_vote
 from accord.feedback.store import VoteStore
-from accord.types import Vote
+from accord.types import Prompt, Vote
 from tests.feedback.vote_strategies import compare, votes
 
 DURABLE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -71,57 +75,57 @@ def test_the_database_is_durable_and_strict(store: VoteStore) -> None:
     assert pragmas == ["wal", 2, 1]
 
 
-def test_a_change_of_mind_is_a_chain(store: VoteStore) -> None:
+def test_a_change_of_mind_is_a_chain(any_store: VoteStore) -> None:
     first = compare(choice="a")
     second = compare(choice="b", supersedes=first.id)
     third = compare(choice="tie", supersedes=second.id)
     # A file may hold the newest first: the check is of the whole transaction.
-    assert store.add([third, second, first]) == 3
-    assert list(store.votes()) == [third]
-    assert store.count() == 3
-    assert store.count(current=True) == 1
-    assert set(store.votes(current=False)) == {first, second, third}
+    assert any_store.add([third, second, first]) == 3
+    assert list(any_store.votes()) == [third]
+    assert any_store.count() == 3
+    assert any_store.count(current=True) == 1
+    assert set(any_store.votes(current=False)) == {first, second, third}
 
 
-def test_superseding_needs_an_own_living_vote(store: VoteStore) -> None:
+def test_superseding_needs_an_own_living_vote(any_store: VoteStore) -> None:
     first = compare(choice="a")
-    store.add([first])
+    any_store.add([first])
     with pytest.raises(DataError, match="does not exist"):
-        store.add([compare(choice="b", supersedes="nothing")])
+        any_store.add([compare(choice="b", supersedes="nothing")])
     with pytest.raises(DataError, match="a vote of ann"):
-        store.add([compare(choice="b", supersedes=first.id, annotator="bob")])
-    store.add([compare(choice="b", supersedes=first.id)])
+        any_store.add([compare(choice="b", supersedes=first.id, annotator="bob")])
+    any_store.add([compare(choice="b", supersedes=first.id)])
     with pytest.raises(DataError, match="superseded already"):
-        store.add([compare(choice="tie", supersedes=first.id)])
+        any_store.add([compare(choice="tie", supersedes=first.id)])
     one, other = replace(compare(), id="x", supersedes="y"), replace(compare(), id="y", supersedes="x")
     with pytest.raises(DataError, match="supersedes itself"):
-        store.add([one, other])
-    assert store.count() == 2
+        any_store.add([one, other])
+    assert any_store.count() == 2
 
 
-def test_one_id_is_one_vote(store: VoteStore) -> None:
+def test_one_id_is_one_vote(any_store: VoteStore) -> None:
     vote = compare()
-    store.add([vote])
-    assert store.add([replace(vote, source="a renamed file")]) == 0
+    any_store.add([vote])
+    assert any_store.add([replace(vote, source="a renamed file")]) == 0
     with pytest.raises(DataError, match="taken by another vote"):
-        store.add([compare("other"), replace(vote, choice="b")])
-    assert list(store.votes()) == [vote]
+        any_store.add([compare("other"), replace(vote, choice="b")])
+    assert list(any_store.votes()) == [vote]
 
 
-def test_half_a_surrogate_pair_is_refused(store: VoteStore) -> None:
+def test_half_a_surrogate_pair_is_refused(any_store: VoteStore) -> None:
     with pytest.raises(DataError, match="surrogate"):
-        store.add([compare("\ud800")])
-    assert store.count() == 0
+        any_store.add([compare("\ud800")])
+    assert any_store.count() == 0
 
 
-def test_filters_and_counts(store: VoteStore) -> None:
+def test_filters_and_counts(any_store: VoteStore) -> None:
     mine, theirs = compare(source="web"), compare(annotator="bob", simulated=True, source="s")
-    store.add([mine, theirs])
-    assert list(store.votes(source="web")) == [mine]
-    assert list(store.votes(annotator="bob")) == [theirs]
-    assert list(store.votes(simulated=False)) == [mine]
-    assert list(store.votes("rating")) == []
-    assert store.annotators() == {"ann": 1, "bob": 1}
+    any_store.add([mine, theirs])
+    assert list(any_store.votes(source="web")) == [mine]
+    assert list(any_store.votes(annotator="bob")) == [theirs]
+    assert list(any_store.votes(simulated=False)) == [mine]
+    assert list(any_store.votes("rating")) == []
+    assert any_store.annotators() == {"ann": 1, "bob": 1}
 
 
 def test_a_store_of_a_newer_accord_is_refused(tmp_path: Path) -> None:
@@ -185,15 +189,57 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     assert prompts == {f"question {n} {i}" for n in "ab" for i in range(40)} | {f"shared {i}" for i in range(40)}
 
 
-def test_a_second_writer_waits_for_the_first(store: VoteStore, tmp_path: Path) -> None:
-    with ThreadPoolExecutor(1) as pool, VoteStore(tmp_path / "feedback.db") as other:
+def test_a_second_writer_waits_for_the_first(database_url: str) -> None:
+    with ThreadPoolExecutor(1) as pool, VoteStore(database_url) as store, VoteStore(database_url) as other:
         with store.writer() as writer:
             writer.add([compare("first")])
             waiting = pool.submit(other.add, [compare("second")])
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.3)
         assert waiting.result(timeout=30) == 1
-    assert store.count() == 2
+        assert store.count() == 2
+
+
+def test_a_withdrawal_takes_a_vote_back_and_comes_back_itself(any_store: VoteStore) -> None:
+    vote = compare()
+    fields = {"prompt": vote.prompt, "completions": vote.completions, "annotator": "ann"}
+    gone = build_vote(kind="withdrawal", supersedes=vote.id, **fields)
+    any_store.add([vote, gone])
+    assert list(any_store.votes()) == []
+    assert (any_store.count(), any_store.count(current=True)) == (2, 0)
+    assert set(any_store.votes(current=False)) == {vote, gone}
+    again = compare(choice="b", supersedes=gone.id)
+    any_store.add([again])
+    assert list(any_store.votes()) == [again]
+    assert (any_store.count(), any_store.count(current=True)) == (3, 1)
+    with pytest.raises(DataError, match="lacks its judgement"):
+        build_vote(kind="withdrawal", **fields)
+
+
+def test_every_kind_of_vote_comes_back(any_store: VoteStore) -> None:
+    shown = compare("né?\r\n👩‍👩‍👧", a="\x00 yes", b="\u2028").completions
+    fields = {"prompt": Prompt(text="a\x00b"), "annotator": "zoë", "source": "é", "guideline_version": "2"}
+    votes = [
+        build_vote(kind="comparison", completions=shown, choice="tie", strength=3, **fields),
+        build_vote(kind="ranking", completions=shown, ranks=(2, 1), created_at="2026-01-31T12:00:00Z", **fields),
+        build_vote(kind="rating", completions=shown[:1], rating=1 / 3, simulated=True, **fields),
+        build_vote(kind="flag", completions=shown[1:], flag="'\"; --", **fields),
+    ]
+    any_store.add(votes)
+    assert sorted(any_store.votes(), key=lambda vote: vote.id) == sorted(votes, key=lambda vote: vote.id)
+
+
+def test_a_value_that_the_database_cannot_hold_is_named(database: Database) -> None:
+    with pytest.raises(DataError, match="cannot hold"), database.write("x", "x") as transaction:
+        transaction.insert(schema.schema_version, [{"version": 10**30}])
+    with pytest.raises(DataError, match="cannot hold"), database.read() as connection:
+        connection.execute(text("SELECT * FROM votes WHERE id = :id"), {"id": "\ud800"}).all()
+    with pytest.raises(DataError, match="cannot hold"), database.write("x", "x") as transaction:
+        transaction.insert(schema.prompts, [{"id": "x", "body": "\ud800"}])
+    if database.engine.dialect.name == "postgresql":
+        with pytest.raises(DataError, match="cannot hold"):
+            VoteStore(database).add([compare(source="a\0b")])
+    assert VoteStore(database).count() == 0
 
 
 def test_a_killed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
