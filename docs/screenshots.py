@@ -120,17 +120,8 @@ def add_shown(site: Site, kind: str) -> None:
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
     """`accord label` on the copy."""
-    command = [
-        sys.executable,
-        "-m",
-        "accord",
-        "label",
-        str(folder),
-        "--port",
-        str(PORT),
-        "--set",
-        "label.accounts=always",
-    ]
+    command = [sys.executable, "-m", "accord", "label", str(folder), "--port", str(PORT)]
+    command += ["--set", "label.accounts=always", "--set", "label.chat=true"]
     process = subprocess.Popen(command)
     link = f"http://localhost:{PORT}"
     try:
