@@ -88,8 +88,12 @@ class Workspace:
 
     @property
     def database_url(self) -> str:
-        """Where the votes are."""
-        return f"sqlite:///{self.root / 'feedback.db'}"
+        """Where the votes are if the settings do not say."""
+        return self.locate_votes("")
+
+    def locate_votes(self, database: str) -> str:
+        """Where the votes are: the setting `project.database`, or feedback.db in this folder where it is empty."""
+        return database or f"sqlite:///{self.root / 'feedback.db'}"
 
     def label_link(self) -> str | None:
         """Where people label this project, if `accord label` runs; a file left by a killed server counts for nothing."""

@@ -56,11 +56,11 @@ def export_votes(
 
 def _open_store(folder: Path) -> VoteStore:
     """The votes of a project; a folder without settings is none."""
-    load_config(folder)
+    database = load_config(folder).project.database
     from accord.feedback.store import VoteStore
     from accord.workspace import Workspace
 
-    return VoteStore(Workspace(folder).database_url)
+    return VoteStore(Workspace(folder).locate_votes(database))
 
 
 def _say_import(result: ImportResult) -> str:

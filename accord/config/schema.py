@@ -23,6 +23,11 @@ class ProjectSection(Section):
     name: str = Field("my-project", description="Shown in reports.")
     seed: int = Field(0, ge=0, description="Every random choice descends from it: same seed, same bits on a CPU.")
     rounds: int = Field(1, ge=1, description="How many times round the loop.")
+    database: str = Field(
+        "",
+        description="Where votes are kept. Empty: `feedback.db` in the project's folder. Or a URL of its own, "
+        "`postgresql://accord@db.example.org/votes`; the password belongs in PGPASSWORD or ~/.pgpass.",
+    )
 
 
 class ModelSection(Section):

@@ -56,7 +56,7 @@ class RunContext:
     @cached_property
     def store(self) -> VoteStore:
         """The project's votes."""
-        return VoteStore(self.workspace.database_url)
+        return VoteStore(self.workspace.locate_votes(self.config.project.database))
 
     @property
     def lora(self) -> LoraSettings:

@@ -101,7 +101,7 @@ def _add_votes(
     """
     chosen = _prompts(workspace, config)
     if config.feedback.source == "votes":
-        voted = {"votes": add("votes", number, preparing.collect_votes, _snapshot(workspace), {})}
+        voted = {"votes": add("votes", number, preparing.collect_votes, _snapshot(workspace, config), {})}
         return add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference, **voted}), voted
     prompts = add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference})
     author = {"policy": policy} if policy else {}
@@ -144,9 +144,9 @@ def _policy_section(config: Config) -> dict[str, Any]:
     return {"policy": _dump(config.policy), "sample": _dump(config.sample), **own}
 
 
-def _snapshot(workspace: Workspace) -> dict[str, Any]:
+def _snapshot(workspace: Workspace, config: Config) -> dict[str, Any]:
     """The votes that are in the database now, as one hash: more votes make another artifact."""
-    store = VoteStore(workspace.database_url)
+    store = VoteStore(workspace.locate_votes(config.project.database))
     ids = [vote.id for vote in store.votes(current=True) if not vote.simulated]
     if not ids:
         raise DataError(

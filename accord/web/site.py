@@ -97,7 +97,7 @@ class Site:
 def open_site(workspace: Workspace, config: Config) -> Site:
     """Open the project's database, and make the owner of a project that asks for no account."""
     accounts = config.label.accounts == "always" or config.label.host not in LOOPBACK_NAMES
-    site = Site(workspace, config, open_database(workspace.database_url), accounts)
+    site = Site(workspace, config, open_database(workspace.locate_votes(config.project.database)), accounts)
     if not accounts and site.people.find(OPEN_NAME) is None:
         site.people.add(OPEN_NAME, role="owner", actor=SERVER)
     return site
