@@ -96,7 +96,7 @@ class Workspace:
         return database or f"sqlite:///{self.root / 'feedback.db'}"
 
     def label_link(self) -> str | None:
-        """Where people label this project, if `accord label` runs; a file left by a killed server counts for nothing."""
+        """Where people label this project, if `accord label` runs; what a killed server left counts for nothing."""
         try:
             row = json.loads((self.root / LINK_FILE).read_text(encoding="utf-8"))
             os.kill(int(row["pid"]), 0)  # signal 0 asks whether the process is there

