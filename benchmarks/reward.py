@@ -3,9 +3,9 @@
     python -m benchmarks.reward --train train.jsonl.gz --test test.jsonl.gz [--split 0] \
         [--peer-python .venv-peer/bin/python --model-folder DIR]
 
-Ours runs in a process of its own, then the peer in its own, on the same pairs of at most `--max-tokens` tokens, ours for
-`--epochs` and the peer for one, LoRA r 16 on all linear layers (of the layers above `--split`), the same learning rate and batch. Prints a table
-and JSON.
+Ours runs in a process of its own, then the peer in its own, on the same pairs of at most `--max-tokens` tokens, ours
+for `--epochs` and the peer for one, LoRA r 16 on all linear layers (of the layers above `--split`), the same learning
+rate and batch. Prints a table and JSON.
 """
 
 from __future__ import annotations
