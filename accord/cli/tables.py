@@ -28,6 +28,8 @@ class Planned(Protocol):
     def expected_seconds(self) -> float: ...  # noqa: D102
     @property
     def expected_bytes(self) -> int: ...  # noqa: D102
+    @property
+    def note(self) -> str: ...  # noqa: D102
 
 
 class Check(Protocol):
@@ -71,6 +73,11 @@ def build_plan_table(stages: Sequence[Planned]) -> Table:
     return table
 
 
+def list_notes(stages: Sequence[Planned]) -> list[str]:
+    """What is to be said of stages that are still to do, a line each."""
+    return [f"{stage.name}: {stage.note}" for stage in stages if stage.note and not stage.done]
+
+
 def build_checks_table(checks: Sequence[Check]) -> Table:
     """One row a check of the doctor: passed or not, its name, what it means, what was measured."""
     table = Table.grid(padding=(0, 1))
@@ -83,6 +90,8 @@ def build_checks_table(checks: Sequence[Check]) -> Table:
 def print_plan(console: Console, stages: Sequence[Planned], available_bytes: int) -> None:
     """The table, and a warning where memory will not do."""
     console.print(build_plan_table(stages))
+    for note in list_notes(stages):
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
     peak = max((stage.expected_bytes for stage in stages if not stage.done), default=0)
     if peak > available_bytes:
         needs = f"needs about {say_bytes(peak)} of memory, {say_bytes(available_bytes)} are free"

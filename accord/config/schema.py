@@ -95,6 +95,27 @@ class FeedbackSection(Section):
     )
 
 
+class SelectionSection(Section):
+    """Which pairs of a round's samples are put before annotators, people or simulated: docs/queue.md."""
+
+    pairs: int = Field(0, ge=0, description="Pairs that a round asks about; 0: all of them, and nothing is chosen.")
+    strategy: str = Field(
+        "random",
+        description="Which come first, by name: `random`; `uncertain`: the last round's reward models disagree; "
+        "`conflict`: they contradict people's votes; `coverage`: prompts with the fewest votes. Round 1 has no reward "
+        "model yet: there `uncertain` and `conflict` are `random`.",
+    )
+    random_share: float = Field(
+        0.2, gt=0, le=1, description="Share drawn at random whatever the strategy, so that the choice can be corrected."
+    )
+
+    @model_validator(mode="after")
+    def _a_strategy_needs_a_number(self) -> SelectionSection:
+        if self.strategy != "random" and not self.pairs:
+            raise ValueError("selection.strategy chooses nothing while selection.pairs = 0 asks about every pair")
+        return self
+
+
 class AnnotatorSection(Section):
     """One simulated annotator. It votes through the same store as people and is marked as simulated everywhere."""
 
@@ -263,6 +284,7 @@ class Config(Section):
     prompts: PromptsSection = PromptsSection()
     sample: SampleSection = SampleSection()
     feedback: FeedbackSection = FeedbackSection()
+    selection: SelectionSection = SelectionSection()
     simulation: SimulationSection = SimulationSection()
     label: LabelSection = LabelSection()
     sft: SftSection = SftSection()
@@ -280,5 +302,17 @@ class Config(Section):
         if self.feedback.source != "votes" and self.prompts.train == "votes":
             raise ValueError(
                 'prompts.train = "votes" needs feedback.source = "votes": other annotators need prompts first'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selection_chooses_comparisons_of_samples(self) -> Config:
+        asks_pairs = self.feedback.source == "simulated" or (
+            self.feedback.source == "people" and self.label.ask == "comparison"
+        )
+        if self.selection.pairs and not asks_pairs:
+            raise ValueError(
+                "selection.pairs chooses among sampled pairs: it needs simulated annotators, or people with "
+                'label.ask = "comparison"'
             )
         return self

@@ -17,6 +17,7 @@ from accord.feedback.progress import Progress
 from accord.feedback.queue import Queue
 from accord.feedback.records import vote_to_dict
 from accord.loop.context import RunContext
+from accord.loop.selecting import list_answers, read_pairs, trace_votes
 from accord.types import Completion, Prompt
 from accord.workspace import Draft
 
@@ -39,10 +40,15 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
         VotesMissing: votes are missing and the run was started with `--no-wait`.
     """
     label = context.config.label
-    rows = context.parent(stage, "samples").read_jsonl("samples.jsonl")
+    pairs = read_pairs(context, stage) if "selection" in stage.parents else None
+    if pairs is None:
+        rows = context.parent(stage, "samples").read_jsonl("samples.jsonl")
+        asked = list(build_items(rows, label.ask, stage.address))
+    else:
+        asked = list(build_selected(pairs, stage.address))
     queue = Queue(context.store.database)
     queue.add_items(
-        list(build_items(rows, label.ask, stage.address)),
+        asked,
         round=stage.round,
         seed=stage.seed,
         overlap=Overlap(share=label.overlap_share, high=label.overlap),
@@ -50,6 +56,8 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
     progress = wait_for_votes(context, queue, stage.round)
     votes = [vote_to_dict(vote) for vote in queue.votes(stage.round)]
     draft.write_jsonl("votes.jsonl", votes)
+    if pairs is not None:
+        draft.write_jsonl("arms.jsonl", list(trace_votes(votes, pairs)))
     draft.summary["votes"] = len(votes)
     draft.summary["items"] = progress.items
     draft.summary["simulated"] = False
@@ -59,8 +67,7 @@ def build_items(rows: list[dict[str, Any]], ask: ItemKind, source: str) -> Itera
     """The items of sampled rows: each pair of different answers, all in one ranking, or each answer."""
     for row in rows:
         prompt = Prompt.from_dict(row["prompt"])
-        different = {answer.id: answer for answer in (Completion.from_dict(c) for c in row["completions"])}
-        answers = tuple(answer for answer in different.values() if answer.text.strip())
+        answers = list_answers(row)
         groups: dict[str, list[tuple[Completion, ...]]] = {
             "comparison": list(combinations(answers, 2)),
             "ranking": [answers] if len(answers) > 1 else [],
@@ -68,6 +75,15 @@ def build_items(rows: list[dict[str, Any]], ask: ItemKind, source: str) -> Itera
         }
         for group in groups[ask]:
             yield NewItem(ask, prompt, group, source=source)
+
+
+def build_selected(pairs: list[dict[str, Any]], source: str) -> Iterator[NewItem]:
+    """A comparison of each pair that was chosen, with the arm that chose it and its propensity."""
+    for pair in pairs:
+        sides = Completion.from_dict(pair["a"]), Completion.from_dict(pair["b"])
+        arm, propensity = pair["arm"], pair["propensity"]
+        prompt = Prompt.from_dict(pair["prompt"])
+        yield NewItem("comparison", prompt, sides, arm=arm, propensity=propensity, source=source)
 
 
 def wait_for_votes(context: RunContext, queue: Queue, number: int) -> Progress:

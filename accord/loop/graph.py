@@ -15,7 +15,7 @@ from typing import Any
 from accord.config import Config
 from accord.errors import DataError
 from accord.feedback.store import VoteStore
-from accord.loop import asking, fitting, improving, preparing
+from accord.loop import asking, fitting, improving, preparing, selecting
 from accord.loop.context import RunContext, resolve_model
 from accord.models.size import compute_source_id
 from accord.types import compute_content_id, derive_seed
@@ -65,8 +65,9 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
     doctor = add("doctor", 1, preparing.examine_model, model, {})
     reference, policy = doctor, ""
     voted: dict[str, str] = {}
+    judged: dict[str, str] = {}
     for number in range(1, config.project.rounds + 1):
-        prompts, voted = _add_votes(add, workspace, config, number, reference, policy, voted)
+        prompts, voted = _add_votes(add, workspace, config, number, reference, policy, voted, judged)
         preferences = add(
             "preferences", number, preparing.reach_consensus, {"consensus": config.feedback.consensus}, voted
         )
@@ -81,6 +82,7 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
         }
         proxy = add("reward_model", number, fitting.fit_proxy, fit, grounds)
         heldout = add("heldout_reward_model", number, fitting.fit_heldout, fit, grounds)
+        judged = {"proxy": proxy, "heldout": heldout, "preferences": preferences}
         judges = {"prompts": prompts, "proxy": proxy, "heldout": heldout, "reference": reference}
         start = {"start": policy} if policy else {}
         policy = add("policy", number, improving.improve_policy, _policy_section(config), {**judges, **start})
@@ -92,12 +94,20 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
 
 
 def _add_votes(
-    add: Add, workspace: Workspace, config: Config, number: int, reference: str, policy: str, voted: dict[str, str]
+    add: Add,
+    workspace: Workspace,
+    config: Config,
+    number: int,
+    reference: str,
+    policy: str,
+    voted: dict[str, str],
+    judged: dict[str, str],
 ) -> tuple[str, dict[str, str]]:
     """The stages up to the votes of one round; returns the prompts' address and all votes so far.
 
     Votes that are there already come first and may name the prompts; annotators, simulated or not, who judge the
-    round's own samples need prompts and samples before they vote.
+    round's own samples need prompts and samples before they vote. `judged`: reward models and preferences of the round
+    before, which may choose the pairs.
     """
     chosen = _prompts(workspace, config)
     if config.feedback.source == "votes":
@@ -107,13 +117,18 @@ def _add_votes(
     author = {"policy": policy} if policy else {}
     parents = {"prompts": prompts, "reference": reference, **author}
     samples = add("samples", number, preparing.sample_completions, {"sample": _dump(config.sample)}, parents)
+    shown = {"samples": samples}
+    if config.selection.pairs:
+        section, known = selecting.describe_choice(config, voted, judged)
+        known = {**shown, "reference": reference, **known}
+        shown["selection"] = add("selection", number, selecting.choose_pairs, section, known)
     if config.feedback.source == "people":
         label = config.label
         asked = {"ask": label.ask, "overlap": label.overlap, "overlap_share": label.overlap_share}
-        votes = add("votes", number, asking.ask_people, {"label": asked}, {"samples": samples})
+        votes = add("votes", number, asking.ask_people, {"label": asked}, shown)
         return prompts, {**voted, f"votes_{number}": votes}
     simulation = {"simulation": _dump(config.simulation)}
-    votes = add("votes", number, preparing.simulate_annotators, simulation, {"samples": samples})
+    votes = add("votes", number, preparing.simulate_annotators, simulation, shown)
     return prompts, {**voted, f"votes_{number}": votes}
 
 
@@ -121,6 +136,7 @@ VERSIONS = {
     "doctor": 1,
     "prompts": 1,
     "samples": 1,
+    "selection": 1,
     "votes": 1,
     "preferences": 1,
     "sft": 1,

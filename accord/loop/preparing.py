@@ -20,6 +20,7 @@ from accord.feedback.records import vote_from_dict, vote_to_dict
 from accord.feedback.simulate import simulate_votes
 from accord.feedback.splits import split_by_prompt
 from accord.loop.context import RunContext
+from accord.loop.selecting import read_pairs, trace_votes
 from accord.models.doctor import require_healthy, run_doctor
 from accord.rewards import find_text_reward
 from accord.starter import load_starter_prompts
@@ -175,14 +176,10 @@ def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
 
 
 def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """Simulated annotators vote on every pair of different completions, through the same store as people."""
+    """Simulated annotators vote on the pairs that were chosen, or on all, through the same store as people."""
     section = context.config.simulation
-    pairs = [
-        (Prompt.from_dict(row["prompt"]), a, b)
-        for row in context.parent(stage, "samples").read_jsonl("samples.jsonl")
-        for a, b in combinations([Completion.from_dict(c) for c in row["completions"]], 2)
-        if a.id != b.id
-    ]
+    chosen = read_pairs(context, stage) if "selection" in stage.parents else None
+    pairs = _list_pairs(context, stage) if chosen is None else [_read_pair(row) for row in chosen]
     votes = simulate_votes(
         pairs,
         find_text_reward(section.utility),
@@ -192,10 +189,26 @@ def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None
         source=stage.address,
     )
     context.store.add(votes)
-    draft.write_jsonl("votes.jsonl", [vote_to_dict(v) for v in context.store.votes(source=stage.address)])
+    rows = [vote_to_dict(v) for v in context.store.votes(source=stage.address)]
+    draft.write_jsonl("votes.jsonl", rows)
+    if chosen is not None:
+        draft.write_jsonl("arms.jsonl", list(trace_votes(rows, chosen)))
     draft.summary["votes"] = len(votes)
     draft.summary["pairs"] = len(pairs)
     draft.summary["simulated"] = True
+
+
+def _list_pairs(context: RunContext, stage: Stage) -> list[tuple[Prompt, Completion, Completion]]:
+    return [
+        (Prompt.from_dict(row["prompt"]), a, b)
+        for row in context.parent(stage, "samples").read_jsonl("samples.jsonl")
+        for a, b in combinations([Completion.from_dict(c) for c in row["completions"]], 2)
+        if a.id != b.id
+    ]
+
+
+def _read_pair(row: dict[str, Any]) -> tuple[Prompt, Completion, Completion]:
+    return Prompt.from_dict(row["prompt"]), Completion.from_dict(row["a"]), Completion.from_dict(row["b"])
 
 
 def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:

@@ -20,10 +20,12 @@ import torch
 from accord.config import Config
 from accord.errors import AccordError, ConfigError
 from accord.feedback.consensus import CONSENSUS
+from accord.feedback.selection import SELECTORS
 from accord.loop.context import RunContext
 from accord.loop.estimate import Estimate, estimate_stage, measure_machine
 from accord.loop.graph import Stage, build_stages
 from accord.loop.reporting import build_report
+from accord.loop.selecting import explain_choice
 from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
 from accord.rewards import find_text_reward
 from accord.training import TRAINERS
@@ -33,7 +35,7 @@ from accord.workspace import Workspace, append_line
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of the plan: a stage, whether it is done, and what it is expected to cost."""
+    """One line of the plan: a stage, whether it is done, what it is expected to cost, and what else is to be said."""
 
     name: str
     kind: str
@@ -43,6 +45,7 @@ class PlannedStage:
     tokens: int
     expected_seconds: float
     expected_bytes: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def check_names(config: Config) -> None:
         ("ppo.objective", config.ppo.objective, POLICY_OBJECTIVES),
         ("reward_model.objective", config.reward_model.objective, PREFERENCE_OBJECTIVES),
         ("feedback.consensus", config.feedback.consensus, CONSENSUS),
+        ("selection.strategy", config.selection.strategy, SELECTORS),
     ):
         if name not in known:
             near = difflib.get_close_matches(name, list(known), n=1)
@@ -91,12 +95,15 @@ def plan(workspace: Workspace, config: Config) -> list[PlannedStage]:
     check_names(config)
     stages = build_stages(workspace, config)
     votes = next((stage.section["votes"] for stage in stages if "snapshot" in stage.section), 0)
-    machine = measure_machine(workspace, config, votes)
+    waiting = {stage.key for stage in stages if workspace.find(stage.kind, stage.key) is None}
+    machine = measure_machine(workspace, config, votes) if waiting else None
     planned = []
     for stage in stages:
-        done = workspace.find(stage.kind, stage.key) is not None
-        cost = Estimate(0, 0.0, 0) if done else estimate_stage(stage, config, machine)
-        planned.append(PlannedStage(f"{stage.round:03d}/{stage.kind}", stage.kind, stage.key, stage.round, done, *cost))
+        done = stage.key not in waiting
+        cost = Estimate(0, 0.0, 0) if machine is None or done else estimate_stage(stage, config, machine)
+        name = f"{stage.round:03d}/{stage.kind}"
+        note = explain_choice(stage, config) if stage.kind == "selection" else ""
+        planned.append(PlannedStage(name, stage.kind, stage.key, stage.round, done, *cost, note=note))
     return planned
 
 

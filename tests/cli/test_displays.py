@@ -29,6 +29,7 @@ class Row:
     tokens: int = 0
     expected_seconds: float = 0.0
     expected_bytes: int = 0
+    note: str = ""
 
 
 ROWS = [
