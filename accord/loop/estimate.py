@@ -1,33 +1,46 @@
 """What a stage is expected to cost on this machine, before it starts: tokens, seconds, memory.
 
-Implements a count of the tokens that each stage reads and writes, and a measured matmul rate that turns them into
-seconds. Leaves out exactness: the factors below were fitted to SmolLM2-135M on two CPU cores, and batching, length and
-the other users of the machine move the truth by half in either direction.
+Implements a count of what each stage reads, trains on and samples, in tokens through one layer and in rows of logits,
+turned into seconds by what `calibration` has timed. Leaves out what cannot be known beforehand: a completion is taken
+to be as long as allowed, a reward model to be best after `BEST_EPOCH`, and the machine to have no other users.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from transformers import AutoTokenizer
 
 from accord.config import Config
+from accord.loop.calibration import Speed, measure_speed
 from accord.loop.context import resolve_model
+from accord.loop.fitting import NORMALIZE_PROMPTS
+from accord.loop.preparing import find_prompt_file, read_prompt_file
+from accord.models.loading import find_source
 from accord.models.size import measure_size
+from accord.models.tokenizer import ChatTokenizer
 from accord.starter import load_starter_prompts
+from accord.types import Prompt
 from accord.workspace import Workspace
 
 if TYPE_CHECKING:
     from accord.loop.graph import Stage
 
 PROMPT_TOKENS = 64
-"""Tokens of a prompt under its chat template, where the prompts were not read yet."""
-FORWARD_SHARE, BACKWARD_SHARE, DECODE_SHARE = 0.45, 0.35, 0.2
-"""Shares of the machine's matmul rate that a forward pass, a backward pass and decoding reach."""
+"""Tokens of a prompt under its chat template, where the prompts are those of votes and were not read yet."""
+PROMPTS_MEASURED = 64
+"""Prompts whose tokens are counted; the others are taken to be as long on average."""
+BEST_EPOCH = 2
+"""The epoch after which a reward model is expected to stop improving; `patience` epochs more are run."""
+OVERHEAD = 1.25
+"""What stages take beside the passes counted here: adapters, padding, batches that run empty. Fitted to the demo."""
 OVERHEAD_SECONDS = 1.0
 """What a stage costs however small it is: loading, hashing, writing."""
+DOCTOR_TOKENS = 4096
+"""What the doctor's checks read, all in all."""
 
 
 class Estimate(NamedTuple):
@@ -40,52 +53,89 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of the machine and the model. flops_a_second: of a matmul in the base's dtype."""
+    """What is known of machine, model and prompts. split: layers of the trunk, 0 where all weights are trained.
 
-    flops_a_second: float
+    prompt_tokens: mean tokens of a prompt under its chat template.
+    """
+
+    speed: Speed
     parameters: int
     layers: int
+    split: int
     vocabulary: int
     train_prompts: int
     evaluation_prompts: int
     pairs: int
+    prompt_tokens: float
+
+
+@dataclass
+class Work:
+    """What a stage does. read, trained: tokens times layers; read_rows, trained_rows: rows of logits; decoded: tokens.
+
+    tokens: the sum that a person is shown, each token once a pass.
+    """
+
+    read: float = 0.0
+    read_rows: float = 0.0
+    trained: float = 0.0
+    trained_rows: float = 0.0
+    decoded: float = 0.0
+    tokens: float = 0.0
+
+    def add_reading(self, tokens: float, layers: int, rows: float = 0.0) -> None:
+        """Read `tokens` through `layers` layers, and `rows` rows of logits."""
+        self.read += tokens * layers
+        self.read_rows += rows
+        self.tokens += tokens
+
+    def add_training(self, tokens: float, layers: int, rows: float = 0.0) -> None:
+        """As `add_reading`, with the backward pass."""
+        self.trained += tokens * layers
+        self.trained_rows += rows
+        self.tokens += tokens
+
+    def add_sampling(self, sequences: float, prompts: float, machine: Machine, new_tokens: int) -> None:
+        """Read `prompts` different prompts and sample `sequences` completions of them."""
+        self.add_reading(prompts * machine.prompt_tokens, machine.layers, prompts)
+        self.decoded += sequences * new_tokens
+        self.tokens += sequences * new_tokens
 
 
 def measure_machine(workspace: Workspace, config: Config, votes: int) -> Machine:
-    """Time one matmul (0.2 s), read the model's size from its configuration, count the prompts. Loads no weights."""
-    size = measure_size(resolve_model(workspace, config))
-    train, evaluation = _count_prompts(workspace, config, votes)
-    pairs = (
-        votes
-        if config.feedback.source == "votes"
-        else train * config.sample.completions * (config.sample.completions - 1) // 2
+    """Time one layer of the model (about a second), read its size, count and measure the prompts. Loads no weights."""
+    name, compute = resolve_model(workspace, config), config.compute
+    size = measure_size(name)
+    train, evaluation, prompts = _count_prompts(workspace, config, votes)
+    own = config.sample.completions * (config.sample.completions - 1) // 2
+    split = round(2 / 3 * size.layers) if config.model.split == -1 else config.model.split
+    return Machine(
+        speed=measure_speed(name, dtype=config.model.dtype, device=compute.device, threads=compute.threads),
+        parameters=size.parameters,
+        layers=size.layers,
+        split=0 if config.model.adapter == "full" else min(split, size.layers - 1),
+        vocabulary=size.vocabulary,
+        train_prompts=train,
+        evaluation_prompts=evaluation,
+        pairs=votes if config.feedback.source == "votes" else train * own,
+        prompt_tokens=_measure_prompts(name, prompts),
     )
-    rate = _measure_matmul(getattr(torch, config.model.dtype))
-    return Machine(rate, size.parameters, size.layers, size.vocabulary, train, evaluation, pairs)
 
 
-def _measure_matmul(dtype: torch.dtype) -> float:
-    x, w = torch.ones(1024, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
-    torch.mm(x, w)
-    best, until = float("inf"), time.perf_counter() + 0.2
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        torch.mm(x, w)
-        best = min(best, time.perf_counter() - started)
-    return float(2 * 1024**3 / best)
-
-
-def _count_prompts(workspace: Workspace, config: Config, votes: int) -> tuple[int, int]:
-    """(training, evaluation) prompts that the settings ask for."""
+def _count_prompts(workspace: Workspace, config: Config, votes: int) -> tuple[int, int, list[Prompt]]:
+    """(training, evaluation) prompts that the settings ask for, and the prompts themselves where they lie in a file."""
     section = config.prompts
+    found: list[Prompt] = []
 
     def count(source: str, part: str) -> int:
-        if source == "starter":
-            return len(load_starter_prompts(part))
         if source == "votes":
             return votes
-        path = workspace.root / source
-        return sum(1 for line in path.open(encoding="utf-8") if line.strip()) if path.is_file() else 0
+        if source == "starter":
+            prompts = load_starter_prompts("train" if part == "train" else "evaluation")
+        else:
+            prompts = read_prompt_file(find_prompt_file(workspace, source))
+        found.extend(prompts)
+        return len(prompts)
 
     train = count(section.train, "train")
     if section.evaluation == "split":
@@ -93,57 +143,149 @@ def _count_prompts(workspace: Workspace, config: Config, votes: int) -> tuple[in
         train -= evaluation
     else:
         evaluation = count(section.evaluation, "evaluation")
-    return min(train, section.limit or train), min(evaluation, section.evaluation_limit or evaluation)
+    return min(train, section.limit or train), min(evaluation, section.evaluation_limit or evaluation), found
+
+
+def _measure_prompts(name: str, prompts: list[Prompt]) -> float:
+    """Mean tokens of a prompt as the model reads it; `PROMPT_TOKENS` where there is none to read."""
+    if not prompts:
+        return PROMPT_TOKENS
+    tokenizer = AutoTokenizer.from_pretrained(find_source(name))
+    tokens = ChatTokenizer(tokenizer, eos_candidates=(0,), where=f"model {name!r}")  # which EOS it is adds no token
+    chosen = prompts[:: max(1, len(prompts) // PROMPTS_MEASURED)]
+    return fmean(len(tokens.encode_prompt(prompt)) for prompt in chosen)
 
 
 def estimate_stage(stage: Stage, config: Config, machine: Machine) -> Estimate:
     """Expected cost of a stage that is not done."""
-    sample, rm, ppo = config.sample, config.reward_model, config.ppo
-    row = PROMPT_TOKENS + sample.max_new_tokens
-    pair_tokens = 2 * min(row, rm.max_tokens)
-    decoded = read = trained = 0
-    if stage.kind == "doctor":
-        read = 4096
-    elif stage.kind == "samples":
-        decoded = machine.train_prompts * sample.completions * sample.max_new_tokens
-    elif stage.kind in ("reward_model", "heldout_reward_model"):
-        share = config.feedback.heldout_fraction
-        pairs = machine.pairs * (share if stage.kind.startswith("heldout") else 1 - share)
-        read = round(pairs * pair_tokens)
-        trained = round(pairs * pair_tokens * rm.epochs)
-        decoded = 48 * sample.max_new_tokens
-    elif stage.kind == "sft":
-        trained = config.sft.epochs * machine.pairs * row
-    elif stage.kind == "policy":
-        validations = ppo.updates // ppo.evaluate_every + 2
-        decoded = (ppo.updates * ppo.prompts_per_update + validations * ppo.validation_prompts) * sample.max_new_tokens
-        read = 3 * ppo.updates * ppo.prompts_per_update * row
-        trained = 2 * ppo.epochs * ppo.updates * ppo.prompts_per_update * row
-    elif stage.kind == "evaluation":
-        decoded = (
-            machine.evaluation_prompts
-            * (2 * config.evaluation.samples + config.evaluation.best_of)
-            * sample.max_new_tokens
-        )
-        read = 4 * machine.evaluation_prompts * (2 + config.evaluation.best_of) * row
-    return _cost(config, machine, decoded, read, trained)
+    work = Work()
+    if stage.kind in COUNTS:
+        COUNTS[stage.kind](work, config, machine)
+    return Estimate(round(work.tokens), OVERHEAD_SECONDS + _time(work, config, machine), _weigh(work, config, machine))
 
 
-def _cost(config: Config, machine: Machine, decoded: int, read: int, trained: int) -> Estimate:
-    """Seconds from floating-point operations: 2 a parameter and token forward, 4 more backward above the split."""
-    split = round(2 / 3 * machine.layers) if config.model.split == -1 else config.model.split
-    above = 1.0 if config.model.adapter == "full" else 1 - split / machine.layers
-    forward, rate = 2 * machine.parameters, machine.flops_a_second
+def _count_doctor(work: Work, config: Config, machine: Machine) -> None:
+    work.add_reading(DOCTOR_TOKENS, machine.layers, DOCTOR_TOKENS)
+
+
+def _count_samples(work: Work, config: Config, machine: Machine) -> None:
+    sample, prompts = config.sample, machine.train_prompts
+    work.add_sampling(prompts * sample.completions, prompts, machine, sample.max_new_tokens)
+
+
+def _count_sft(work: Work, config: Config, machine: Machine) -> None:
+    new = config.sample.max_new_tokens
+    _count_fit(work, machine, machine.pairs, machine.prompt_tokens + new, new, config.sft.epochs)
+
+
+def _count_proxy(work: Work, config: Config, machine: Machine) -> None:
+    _count_reward_model(work, config, machine, 1 - config.feedback.heldout_fraction)
+
+
+def _count_heldout(work: Work, config: Config, machine: Machine) -> None:
+    _count_reward_model(work, config, machine, config.feedback.heldout_fraction)
+
+
+def _count_reward_model(work: Work, config: Config, machine: Machine, share: float) -> None:
+    """Both answers of a pair stand behind one prompt, the trunk is computed once, early stopping ends the fit."""
+    rm, sample = config.reward_model, config.sample
+    pair = machine.prompt_tokens + 2 * sample.max_new_tokens
+    own = machine.pairs * (1 - rm.test_fraction) * share
+    epochs = min(rm.epochs, BEST_EPOCH + rm.patience)
+    _count_fit(work, machine, own * (1 - rm.validation_fraction), pair, 0, epochs)
+    seen_again = own * rm.validation_fraction * epochs
+    work.add_reading(seen_again * pair, machine.layers - machine.split)
+    work.add_reading(machine.pairs * rm.test_fraction * pair, machine.layers)
+    work.add_sampling(NORMALIZE_PROMPTS, NORMALIZE_PROMPTS, machine, sample.max_new_tokens)
+
+
+def _count_fit(work: Work, machine: Machine, examples: float, tokens: float, rows: float, epochs: int) -> None:
+    """A fit on `examples` sequences of `tokens` tokens, of which `rows` have a row of logits; the trunk once."""
+    work.add_reading(examples * tokens, machine.split)
+    work.add_training(epochs * examples * tokens, machine.layers - machine.split, epochs * examples * rows)
+
+
+def _count_policy(work: Work, config: Config, machine: Machine) -> None:
+    if config.policy.method == "rejection_sampling":
+        rejection, new = config.rejection_sampling, config.sample.max_new_tokens
+        candidates = machine.train_prompts * rejection.candidates
+        work.add_sampling(candidates, candidates, machine, new)
+        work.add_reading(candidates * (machine.prompt_tokens + new), machine.layers)
+        row = machine.prompt_tokens + new
+        _count_fit(work, machine, machine.train_prompts, row, new, rejection.epochs)
+        _count_validations(work, config, machine, rejection.epochs + 1)
+    else:
+        _count_ppo(work, config, machine)
+
+
+def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
+    """A rollout: sampled, its trunk, then policy, reference and critic on top, its score; policy and critic trained."""
+    ppo, new = config.ppo, config.sample.max_new_tokens
+    above, row = machine.layers - machine.split, machine.prompt_tokens + new
+    sequences = ppo.updates * ppo.prompts_per_update
+    work.add_sampling(sequences, sequences, machine, new)
+    work.add_reading(sequences * row, machine.split)
+    work.add_reading(3 * sequences * row, above, 2 * sequences * new)
+    work.add_reading(sequences * row, machine.layers)
+    work.add_training(2 * ppo.epochs * sequences * row, above, ppo.epochs * sequences * new)
+    _count_validations(work, config, machine, ppo.updates // ppo.evaluate_every + 1)
+
+
+def _count_validations(work: Work, config: Config, machine: Machine, times: int) -> None:
+    """Held-out scores: sampled, read by policy and reference on one trunk, and by the held-out reward model."""
+    new = config.sample.max_new_tokens
+    sequences = times * min(config.ppo.validation_prompts, machine.train_prompts // 4)
+    row = machine.prompt_tokens + new
+    work.add_sampling(sequences, sequences, machine, new)
+    work.add_reading(sequences * row, machine.split)
+    work.add_reading(2 * sequences * row, machine.layers - machine.split, 2 * sequences * new)
+    work.add_reading(sequences * row, machine.layers)
+
+
+def _count_evaluation(work: Work, config: Config, machine: Machine) -> None:
+    """Policy and `best_of` candidates of the reference are sampled; two reward models read all; likelihoods of two."""
+    cfg, new = config.evaluation, config.sample.max_new_tokens
+    items = machine.evaluation_prompts * cfg.samples
+    row = machine.prompt_tokens + new
+    work.add_sampling(items * (cfg.best_of + 1), items * (cfg.best_of + 1), machine, new)
+    work.add_reading(items * row * (cfg.best_of + 3), machine.layers)
+    work.add_reading(2 * items * row, machine.split)
+    work.add_reading(3 * items * row, machine.layers - machine.split, 3 * items * new)
+
+
+COUNTS: dict[str, Callable[[Work, Config, Machine], None]] = {
+    "doctor": _count_doctor,
+    "samples": _count_samples,
+    "sft": _count_sft,
+    "reward_model": _count_proxy,
+    "heldout_reward_model": _count_heldout,
+    "policy": _count_policy,
+    "evaluation": _count_evaluation,
+}
+"""What each stage that runs the model does; the others take no time worth counting."""
+
+
+def _time(work: Work, config: Config, machine: Machine) -> float:
+    """Seconds of the passes, and what comes beside them; training all weights costs half as much again."""
+    speed = machine.speed
     seconds = (
-        decoded * forward / (rate * DECODE_SHARE)
-        + read * forward / (rate * FORWARD_SHARE)
-        + trained * above * (forward / (rate * FORWARD_SHARE) + 2 * forward / (rate * BACKWARD_SHARE))
+        work.read * speed.read_layer
+        + work.read_rows * speed.read_head
+        + (work.trained * speed.trained_layer + work.trained_rows * speed.trained_head)
+        * (1.5 if config.model.adapter == "full" else 1.0)
+        + work.decoded * (machine.layers * speed.decoded_layer + speed.decoded_head)
     )
+    return OVERHEAD * seconds
+
+
+def _weigh(work: Work, config: Config, machine: Machine) -> int:
+    """Expected peak bytes: torch itself, the weights, what training keeps of a micro-batch, and logits."""
+    trains = bool(work.trained)
     weights = machine.parameters * (2 if config.model.dtype == "bfloat16" else 4)
-    if config.model.adapter == "full" and trained:
+    if config.model.adapter == "full" and trains:
         weights += 16 * machine.parameters  # float32 copy, gradient and two moments
     batch = (
-        max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trained else config.sample.batch_size
+        max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trains else config.sample.batch_size
     )
-    logits = 4 * 3 * batch * (config.sample.max_new_tokens if trained else 1) * machine.vocabulary
-    return Estimate(decoded + read + trained, OVERHEAD_SECONDS + seconds, 500_000_000 + 2 * weights + logits)
+    logits = 4 * 3 * batch * (config.sample.max_new_tokens if trains else 1) * machine.vocabulary
+    return 500_000_000 + 2 * weights + logits
