@@ -43,10 +43,13 @@ def lease_items(
     lease_seconds: float,
     now: datetime | None,
     stream: random.Random,
+    holder: str | None = None,
 ) -> list[LeasedItem]:
     """Gives the next `count` items that are open and that `annotator` has not had. See `queue.Queue.lease`."""
     require_active(transaction, annotator)
     expire_leases(transaction)
+    if _has_left(transaction, annotator, holder):
+        return []
     chosen = _choose_items(transaction, annotator, min(count, MAX_LEASE), round)
     if not chosen:
         return []
@@ -57,9 +60,9 @@ def lease_items(
     given, again = [], []
     for item_id in chosen:
         if item_id in lapsed:
-            again.append({"id": lapsed[item_id].id, "status": "live", "expires_at": expires_at})
+            again.append({"id": lapsed[item_id].id, "status": "live", "expires_at": expires_at, "holder": holder})
         else:
-            given.append(_build_lease(transaction, found[item_id], annotator, expires_at, stream))
+            given.append(_build_lease(transaction, found[item_id], annotator, expires_at, stream, holder))
     transaction.insert(leases, given)
     transaction.update(leases, again)
     move_places(transaction, dict.fromkeys(chosen, (0, 1)))
@@ -107,26 +110,41 @@ def read_held(connection: Connection, annotator: str, now: datetime | None) -> l
 
 
 def renew_leases(
-    transaction: Transaction, annotator: str, lease_ids: Sequence[str], *, lease_seconds: float, now: datetime | None
+    transaction: Transaction,
+    annotator: str,
+    lease_ids: Sequence[str],
+    *,
+    lease_seconds: float,
+    now: datetime | None,
+    holder: str | None = None,
 ) -> list[str]:
-    """Moves the end of leases; takes lapsed ones up again where there is still a place. Returns those now live."""
+    """Moves the end of leases; takes lapsed ones up again where there is still a place. Returns those now live.
+
+    A page that has said goodbye renews nothing: its last request may be handled after its release.
+    """
     require_active(transaction, annotator)
+    if _has_left(transaction, annotator, holder):
+        return []
     rows = _own_leases(transaction, annotator, lease_ids)
     live = {row.id for row in rows if row.status == "live"}
     for row in rows:
         if row.status in ("expired", "released") and has_room(transaction, row.item_id):
             move_places(transaction, {row.item_id: (0, 1)})
             live.add(row.id)
-    expires_at = write_moment(_add(now, lease_seconds))
-    transaction.update(leases, [{"id": key, "status": "live", "expires_at": expires_at} for key in sorted(live)])
+    renewed = {"status": "live", "expires_at": write_moment(_add(now, lease_seconds)), "holder": holder}
+    transaction.update(leases, [{"id": key, **renewed} for key in sorted(live)])
     return [key for key in lease_ids if key in live]
 
 
-def release_leases(transaction: Transaction, annotator: str, lease_ids: Sequence[str] | None) -> int:
-    """Gives live leases back (None: all of them). Returns how many were."""
+def release_leases(
+    transaction: Transaction, annotator: str, lease_ids: Sequence[str] | None, holder: str | None = None
+) -> int:
+    """Gives live leases back (None: all of them), those of `holder` only where one is named. Returns how many were."""
     query = select(leases).where(leases.c.annotator == annotator, leases.c.status == "live")
     if lease_ids is not None:
         query = query.where(leases.c.id.in_(list(lease_ids)))
+    if holder is not None:
+        query = query.where(leases.c.holder == holder)
     rows = transaction.execute(query).all()
     _end(transaction, rows, "released")
     return len(rows)
@@ -192,7 +210,12 @@ def _choose_items(transaction: Transaction, annotator: str, count: int, round: i
 
 
 def _build_lease(
-    transaction: Transaction, item: Item, annotator: str, expires_at: str, stream: random.Random
+    transaction: Transaction,
+    item: Item,
+    annotator: str,
+    expires_at: str,
+    stream: random.Random,
+    holder: str | None = None,
 ) -> dict[str, Any]:
     shown = list(range(len(item.completions)))
     stream.shuffle(shown)
@@ -206,7 +229,16 @@ def _build_lease(
         "vote_id": None,
         "created_at": transaction.at,
         "expires_at": expires_at,
+        "holder": holder,
     }
+
+
+def _has_left(transaction: Transaction, annotator: str, holder: str | None) -> bool:
+    """Whether the page `holder` has given leases back, which it does only when it closes."""
+    left = select(leases.c.id).where(
+        leases.c.annotator == annotator, leases.c.status == "released", leases.c.holder == holder
+    )
+    return holder is not None and transaction.execute(left.limit(1)).first() is not None
 
 
 def _own_leases(transaction: Transaction, annotator: str, lease_ids: Sequence[str]) -> list[Any]:

@@ -21,6 +21,7 @@ from accord.feedback.log import Transaction
 from accord.feedback.progress import Progress, count_done, read_progress
 from accord.feedback.queue_schema import items
 from accord.feedback.store import read_round_votes
+from accord.feedback.texts import BATCH_TEXTS
 from accord.types import Vote
 
 LEASE_SECONDS = 1800.0
@@ -49,19 +50,21 @@ class Queue:
         """Stores those items that are not there yet; returns how many, their repeats left out.
 
         Order and overlap are drawn from `seed`. Of the new comparisons without a known answer, `repeat_share` get a
-        repeat: the same pair, asked once more of one person who has answered it. Raises DataError where an item is
-        impossible, and NotFoundError where it repeats one that is not there.
+        repeat: the same pair, asked once more of one person who has answered it, half the items later. Raises DataError
+        where an item is impossible, and NotFoundError where it repeats one that is not there.
         """
         if not 0.0 <= repeat_share <= 1.0:
             raise DataError(f"a repeat share of {repeat_share}", mend="give a share from 0 to 1")
         with self.database.write("items_added", actor) as transaction:
             drawn = overlap or Overlap()
             fresh = insert_items(transaction, new, round=round, seed=seed, overlap=drawn)
-            plain = [key for key, item in fresh.items() if item.kind == "comparison" and not item.gold]
-            plain = sorted(key for key in plain if not fresh[key].repeat_of)
-            random.Random(f"{seed}:repeats").shuffle(plain)
-            again = [_repeat(fresh[key], key) for key in plain[: int(repeat_share * len(plain) + 0.5)]]
-            insert_items(transaction, again, round=round, seed=seed, overlap=drawn)
+            plain = [
+                key for key, item in fresh.items() if item.kind == "comparison" and not item.gold and not item.repeat_of
+            ]
+            chosen = plain[: int(repeat_share * len(plain) + 0.5)]  # the first, and so a draw: the order is one
+            places = _place_repeats(transaction, list(fresh), chosen)
+            again = [_repeat(fresh[key], key) for key in chosen]
+            insert_items(transaction, again, round=round, seed=seed, overlap=drawn, places=places)
             return len(fresh)
 
     def lease(
@@ -72,12 +75,14 @@ class Queue:
         now: datetime | None = None,
         round: int | None = None,
         lease_seconds: float = LEASE_SECONDS,
+        holder: str | None = None,
     ) -> list[LeasedItem]:
         """Gives `annotator` the next items that are open, at most `count` (and 100), each in its own order of
         completions; fewer or none where there are no more for them. What they hold already is not among them (`held`).
 
-        An item is given to no more people than its overlap asks for, and never twice to one person. Raises
-        NotFoundError for a stranger, RefusedError for who is paused or deleted.
+        An item is given to no more people than its overlap asks for, and never twice to one person. `holder` names the
+        open page that asks (see `release`); one that has said goodbye gets nothing more. Raises NotFoundError for a
+        stranger, RefusedError for who is paused or deleted.
         """
         with self.database.write("leased", annotator, now) as transaction:
             return leasing.lease_items(
@@ -88,6 +93,7 @@ class Queue:
                 lease_seconds=lease_seconds,
                 now=now,
                 stream=self._stream,
+                holder=holder,
             )
 
     def held(self, annotator: str, *, now: datetime | None = None) -> list[LeasedItem]:
@@ -102,15 +108,26 @@ class Queue:
         *,
         now: datetime | None = None,
         lease_seconds: float = LEASE_SECONDS,
+        holder: str | None = None,
     ) -> list[str]:
-        """Moves the end of leases, also of lapsed ones whose item still has room. Returns the ids that are now live."""
+        """Moves the end of leases, also of lapsed ones whose item still has room, and gives them to the page `holder`;
+        what that very page has released it does not get back. Returns the ids that are now live.
+        """
         with self.database.write("leases_renewed", annotator, now) as transaction:
-            return leasing.renew_leases(transaction, annotator, lease_ids, lease_seconds=lease_seconds, now=now)
+            return leasing.renew_leases(
+                transaction, annotator, lease_ids, lease_seconds=lease_seconds, now=now, holder=holder
+            )
 
-    def release(self, annotator: str, lease_ids: Sequence[str], *, now: datetime | None = None) -> int:
-        """Gives items back unanswered, so that others get them at once. Returns how many."""
+    def release(
+        self, annotator: str, lease_ids: Sequence[str], *, now: datetime | None = None, holder: str | None = None
+    ) -> int:
+        """Gives items back unanswered, so that others get them at once. Returns how many.
+
+        With a `holder` only what that page still holds: the goodbye of a page can come after its reload has taken the
+        items over.
+        """
         with self.database.write("leases_released", annotator, now) as transaction:
-            return leasing.release_leases(transaction, annotator, lease_ids)
+            return leasing.release_leases(transaction, annotator, lease_ids, holder)
 
     def submit(self, answer: Answer, *, now: datetime | None = None) -> Receipt:
         """Stores a judgement; when this returns, it is on disk. Sent again, it is acknowledged and stored once.
@@ -214,6 +231,18 @@ def _set_closed(transaction: Transaction, round: int, closed: bool) -> int:
     transaction.update(items, [{"id": key, "closed": closed} for key in ids])
     refresh_open(transaction, ids)
     return len(ids)
+
+
+def _place_repeats(transaction: Transaction, order: Sequence[str], chosen: Sequence[str]) -> dict[str, int]:
+    """The position of each chosen item's repeat: that of the item half of all behind it, where there is one."""
+    half = (len(order) + 1) // 2
+    behind = dict(zip(order, order[half:], strict=False))
+    later = {key: behind[key] for key in chosen if key in behind}
+    positions: dict[str, int] = {}
+    for start in range(0, len(order), BATCH_TEXTS):
+        query = select(items.c.id, items.c.position).where(items.c.id.in_(order[start : start + BATCH_TEXTS]))
+        positions.update(transaction.execute(query).tuples().all())
+    return {key: positions[other] for key, other in later.items()}
 
 
 def _repeat(item: NewItem, item_id: str) -> NewItem:

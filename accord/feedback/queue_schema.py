@@ -1,7 +1,7 @@
 """The tables behind labelling: people, guidelines, items to judge, leases, what came back, and the log of it all.
 
-Implements what schema version 2 added. Times are ISO 8601 in UTC with microseconds and a trailing Z, so that they sort
-as text. Leaves out queries, and which row may follow which (`queue`, `people`).
+Implements what schema versions 2 and 3 added. Times are ISO 8601 in UTC with microseconds and a trailing Z, so that
+they sort as text. Leaves out queries, and which row may follow which (`queue`, `people`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, Strin
 
 from accord.feedback.schema import make_append_only, metadata
 
-HEAD_REVISION = "0002"  # the newest of migrations/versions
+HEAD_REVISION = "0003"  # the newest of migrations/versions
 CREATE_ALEMBIC_VERSION = (  # as Alembic itself makes it
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
@@ -108,6 +108,7 @@ leases = Table(
     Column("vote_id", Text, ForeignKey("votes.id")),  # the newest of the chain, a withdrawal too
     Column("created_at", Text, nullable=False),
     Column("expires_at", Text, nullable=False),
+    Column("holder", String(36)),  # the open page, or another client's session, that has it on the screen
     UniqueConstraint("item_id", "annotator", name="one_lease_per_person"),
     Index("leases_to_expire", "status", "expires_at"),
     Index("leases_of_annotator", "annotator", "status"),

@@ -80,6 +80,7 @@ class LeaseRequest(BaseModel):
 
     count: int = Field(ge=0, le=MOST_LEASES)
     have: list[str] = Field(default=[], max_length=MOST_LEASES)
+    holder: str | None = Field(None, max_length=36, description="A UUID of the page, by which it can say goodbye.")
 
 
 class Turn(BaseModel):
@@ -99,6 +100,7 @@ class ReleaseRequest(BaseModel):
     """Leases that nobody will answer here."""
 
     leases: list[str] = Field(max_length=MOST_LEASES)
+    holder: str | None = Field(None, max_length=36, description="The page that closes; others keep their own.")
 
 
 @router.get("/label", response_class=HTMLResponse, include_in_schema=False)
@@ -125,19 +127,21 @@ def show_labelling(request: Request, site: CurrentSite, caller: Person) -> HTMLR
 def lease_items(wanted: LeaseRequest, site: CurrentSite, caller: Person) -> dict[str, Any]:
     """More items for this person, and how far the work is. Leases that the page still holds are renewed.
 
-    Items that are theirs but not in `have` come first: after a reload they are shown again.
+    Items that are theirs but not in `have` come first: after a reload they are shown again. `lost` are those of `have`
+    that ran out and went to somebody else.
     """
     seconds = float(site.config.label.lease_seconds)
     queue = site.queue
-    if wanted.have:
-        queue.renew(caller.name, wanted.have, lease_seconds=seconds)
     again = [item for item in queue.held(caller.name) if item.lease_id not in wanted.have][: wanted.count]
-    fresh = (
-        queue.lease(caller.name, wanted.count - len(again), lease_seconds=seconds) if len(again) < wanted.count else []
-    )
+    holding = [*wanted.have, *(item.lease_id for item in again)]
+    live = set(queue.renew(caller.name, holding, lease_seconds=seconds, holder=wanted.holder)) if holding else set()
+    again = [item for item in again if item.lease_id in live]
+    missing = wanted.count - len(again)
+    fresh = queue.lease(caller.name, missing, lease_seconds=seconds, holder=wanted.holder) if missing else []
     guidelines = site.guidelines.latest()
     return {
         "items": [view_item(item) for item in (*again, *fresh)],
+        "lost": [lease for lease in wanted.have if lease not in live],
         "progress": say_progress(site, caller.name),
         "guidelines": guidelines.version if guidelines else "",
     }
@@ -227,4 +231,4 @@ def find_edited_place(answer: LabelAnswer) -> int | None:
 @router.post("/api/label/release")
 def release_leases(wanted: ReleaseRequest, site: CurrentSite, caller: Person) -> dict[str, int]:
     """Give unanswered leases back at once, for a colleague who waits."""
-    return {"released": site.queue.release(caller.name, wanted.leases)}
+    return {"released": site.queue.release(caller.name, wanted.leases, holder=wanted.holder)}

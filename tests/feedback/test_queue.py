@@ -148,6 +148,20 @@ def test_renewing_and_releasing(database: Database) -> None:
     assert [item.prompt for item in queue.lease("bob", 3, now=later(42))] == [items[0].prompt]
 
 
+def test_a_page_gives_back_only_what_it_still_holds(database: Database) -> None:
+    """A reload: the old page's goodbye, and a request of its own, come after the new page's lease."""
+    queue = open_queue(database)
+    queue.add_items([pair(i) for i in range(3)], round=1, seed=0, overlap=ALONE)
+    ids = [item.lease_id for item in queue.lease("ann", 2, now=NOON, holder="old page")]
+    assert queue.renew("ann", ids[:1], now=later(1), holder="new page") == ids[:1]
+    assert queue.release("ann", ids, now=later(2), holder="old page") == 1
+    assert queue.renew("ann", ids, now=later(3), holder="old page") == []
+    assert queue.lease("ann", 3, now=later(3), holder="old page") == []
+    assert [item.lease_id for item in queue.held("ann", now=later(4))] == ids[:1]
+    assert len(queue.lease("bob", 3, now=later(4), holder="his page")) == 2
+    assert queue.release("ann", ids, now=later(5)) == 1  # without a name, whatever is ann's
+
+
 def test_a_change_of_mind_and_undo_are_a_chain(database: Database) -> None:
     queue, store = open_queue(database), VoteStore(database)
     queue.add_items([pair()], round=1, seed=0, overlap=ALONE)

@@ -25,14 +25,17 @@ from tests.feedback.vote_strategies import compare
 VOTES = [compare(f"question {i}", choice=c) for i in range(250) for c in ("a", "tie", "both_bad")]
 
 
-@pytest.fixture
-def old_url(database_url: str) -> str:
-    """A database as version 1 left it: made by the first migration, without Alembic's own table."""
+@pytest.fixture(params=["0001", "0002"])
+def old_url(database_url: str, request: pytest.FixtureRequest) -> str:
+    """A database as an older version left it: version 1 had no table of Alembic's; version 2 has upgraded from it."""
     engine = create_engine(database_url)
     with engine.begin() as connection:
         command.upgrade(upgrading.build_alembic_config(connection), "0001")
-        connection.execute(text("DROP TABLE alembic_version"))
         fill(connection, VOTES)
+        if request.param == "0001":
+            connection.execute(text("DROP TABLE alembic_version"))
+        else:
+            command.upgrade(upgrading.build_alembic_config(connection), request.param)
     engine.dispose()
     return database_url
 
@@ -60,7 +63,19 @@ def engine(old_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_version_1_is_upgraded_with_a_backup_and_equal_rows(engine: Engine, old_url: str, tmp_path: Path) -> None:
+@pytest.fixture
+def version(engine: Engine) -> int:
+    return read_version(engine)
+
+
+def read_version(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text("SELECT max(version) FROM schema_version")).scalar_one())
+
+
+def test_an_old_version_is_upgraded_with_a_backup_and_equal_rows(
+    engine: Engine, version: int, old_url: str, tmp_path: Path
+) -> None:
     with engine.connect() as connection:
         before = upgrading.compute_votes_digest(connection)
         hashes = connection.execute(text("SELECT id, hash FROM votes ORDER BY id")).all()
@@ -72,22 +87,22 @@ def test_version_1_is_upgraded_with_a_backup_and_equal_rows(engine: Engine, old_
         assert list(VoteStore(database).votes()) == sorted(VOTES, key=lambda vote: (vote.created_at, vote.id))
         assert VoteStore(database).imports()[0].file == "f"
         assert Queue(database).add_items([pair()], round=1, seed=0) == 1
-    assert_backup_holds(engine, before, len(VOTES), tmp_path)
+    assert_backup_holds(engine, version, before, len(VOTES), tmp_path)
     open_database(old_url).close()
-    assert_backup_holds(engine, before, len(VOTES), tmp_path)  # still the only one
+    assert_backup_holds(engine, version, before, len(VOTES), tmp_path)  # still the only one
 
 
-def assert_backup_holds(engine: Engine, digest: str, votes: int, folder: Path) -> None:
+def assert_backup_holds(engine: Engine, version: int, digest: str, votes: int, folder: Path) -> None:
     if engine.dialect.name == "sqlite":
-        (backup,) = folder.glob("feedback.db.v1-*.bak")
+        (backup,) = folder.glob(f"feedback.db.v{version}-*.bak")
         copy = create_engine(f"sqlite:///{backup}")
         with copy.connect() as connection:
             assert upgrading.compute_votes_digest(connection) == digest
-            assert connection.scalar(text("SELECT max(version) FROM schema_version")) == 1
+            assert connection.scalar(text("SELECT max(version) FROM schema_version")) == version
         copy.dispose()
         return
     with engine.connect() as connection:
-        (name,) = [name for name in inspect(connection).get_schema_names() if name.startswith("accord_v1_")]
+        (name,) = [name for name in inspect(connection).get_schema_names() if name.startswith(f"accord_v{version}_")]
         connection.execute(text(f'SET search_path TO "{name}"'))
         assert connection.scalar(text("SELECT count(*) FROM votes")) == votes
         assert upgrading.compute_votes_digest(connection) == digest
@@ -110,7 +125,7 @@ def test_an_upgraded_database_is_like_a_new_one(old_url: str, another_url: str) 
                 connection, opts={"compare_type": True, "target_metadata": schema.metadata}
             )
             assert compare_metadata(context, schema.metadata) == []
-            assert context.get_current_revision() == "0002"
+            assert context.get_current_revision() == "0003"
             tables = {
                 name: (
                     [(c["name"], str(c["type"]), c["nullable"]) for c in found.get_columns(name)],
@@ -134,7 +149,9 @@ def test_an_upgraded_database_is_like_a_new_one(old_url: str, another_url: str) 
     assert len(new[1]) >= 12  # type: ignore[arg-type]
 
 
-def test_several_processes_open_an_old_database_at_once(old_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_several_processes_open_an_old_database_at_once(
+    old_url: str, engine: Engine, version: int, tmp_path: Path
+) -> None:
     def open_and_count(_: int) -> int:
         with VoteStore(old_url) as store:
             return store.count()
@@ -143,11 +160,11 @@ def test_several_processes_open_an_old_database_at_once(old_url: str, engine: En
         assert list(pool.map(open_and_count, range(4))) == [len(VOTES)] * 4
     with engine.connect() as connection:
         digest = upgrading.compute_votes_digest(connection)
-    assert_backup_holds(engine, digest, len(VOTES), tmp_path)
+    assert_backup_holds(engine, version, digest, len(VOTES), tmp_path)
 
 
 def test_an_upgrade_that_would_change_a_vote_is_not_made(
-    old_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    old_url: str, engine: Engine, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def harm(config: object, revision: str, upgrade: object = command.upgrade) -> None:
         upgrade(config, revision)  # type: ignore[operator]
@@ -161,8 +178,8 @@ def test_an_upgrade_that_would_change_a_vote_is_not_made(
         open_database(old_url)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM votes")) == len(VOTES)
-        assert connection.scalar(text("SELECT max(version) FROM schema_version")) == 1
-        assert not inspect(connection).has_table("items")
+        assert inspect(connection).has_table("items") == (version > 1)
+    assert read_version(engine) == version
     monkeypatch.undo()
     with VoteStore(old_url) as store:
         assert store.count() == len(VOTES)

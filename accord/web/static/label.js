@@ -11,6 +11,7 @@ const chip = document.querySelector("#unsaved");
 const live = document.querySelector("#announcer");
 const settings = JSON.parse(page.dataset.settings);
 const readKey = `accord-guidelines-${settings.person}`;
+const holder = uuid();   // this page: what it gives back when it closes is its own, not its reload's
 const HEARTBEAT_MS = 30000;
 const POLL_MS = 4000;
 
@@ -55,11 +56,12 @@ async function refill() {
   refilling = true;
   try {
     const have = [current, ...queue].filter(Boolean).map((entry) => entry.lease);
-    const got = await call("/api/label/lease", { count: settings.prefetch - queue.length, have });
+    const got = await call("/api/label/lease", { count: settings.prefetch - queue.length, have, holder });
     reachable = true;
     for (const item of got.items) {
       if (!known(item.lease)) queue.push({ ...item, node: parse(item.html), edit: memory.get(`accord-draft-${item.lease}`), expires: performance.now() + item.seconds_left * 1000 });
     }
+    got.lost.forEach(forget);
     progress = got.progress;
     if (got.guidelines !== settings.guidelines) renewGuidelines(got.guidelines);
   } catch (error) {
@@ -80,6 +82,16 @@ function parse(html) {
   const holder = document.createElement("template");
   holder.innerHTML = html;   // finished on the server: Markdown without HTML, then nh3
   return holder.content.firstElementChild;
+}
+
+// An item that went to somebody else while this page slept is not judged here; what was answered stays to be undone.
+function forget(lease) {
+  const place = queue.findIndex((entry) => entry.lease === lease && !entry.answer);
+  if (place >= 0) queue.splice(place, 1);
+  else if (current?.lease === lease && !current.answer && !outbox.has(lease)) {
+    show(queue.shift() || null);
+    say("The one before went to a colleague meanwhile.");
+  }
 }
 
 // A lease that ran out while nobody looked goes back; without a connection the item is shown all the same.
@@ -131,14 +143,15 @@ function say(text) {
 
 function answerOf(fields) {
   return {
-    id: crypto.randomUUID ? crypto.randomUUID() : uuid(),
+    id: uuid(),
     lease: current.lease, guidelines: settings.guidelines || null,
     seconds: Math.round(performance.now() - shownAt) / 1000,
     answered_at: new Date().toISOString(), ...fields,
   };
 }
 
-function uuid() {   // on a plain http page of another host there is no randomUUID
+function uuid() {
+  if (crypto.randomUUID) return crypto.randomUUID();   // not on a plain http page of another host
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   bytes[6] = (bytes[6] & 0x0f) | 0x40;
   bytes[8] = (bytes[8] & 0x3f) | 0x80;
@@ -373,7 +386,7 @@ addEventListener("pagehide", () => {
   const leases = [current, ...queue].filter((entry) => entry && !entry.answer).map((entry) => entry.lease);
   if (leases.length) {
     fetch("/api/label/release", {
-      method: "POST", keepalive: true, body: JSON.stringify({ leases }),
+      method: "POST", keepalive: true, body: JSON.stringify({ leases, holder }),
       headers: { "content-type": "application/json", "x-csrf-token": page.dataset.csrf },
     }).catch(() => undefined);
   }
