@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.distributed import is_first
 from accord.errors import WorkspaceError
 
 if TYPE_CHECKING:
@@ -147,7 +149,14 @@ class Workspace:
         parents: Mapping[str, str],
         seed: int,
     ) -> Iterator[Draft]:
-        """Make an artifact: files are written beside its place, flushed to disk, then renamed. All or nothing."""
+        """Make an artifact: files are written beside its place, flushed to disk, then renamed. All or nothing.
+
+        Of several processes that make it together, the first one keeps what it writes, the others throw it away.
+        """
+        if not is_first():
+            with tempfile.TemporaryDirectory() as folder:
+                yield Draft(Path(folder), {})
+            return
         place = self.root / "artifacts" / kind / key
         scratch = place.with_name(f".{key}.draft")
         shutil.rmtree(scratch, ignore_errors=True)
@@ -227,9 +236,14 @@ class FolderCheckpoint:
         self.folder = folder
 
     def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Replace the last checkpoint. The state travels in the safetensors header, so both change at once."""
+        """Replace the last checkpoint. The state travels in the safetensors header, so both change at once.
+
+        Of several processes, which all hold the same, the first one writes.
+        """
         from safetensors.torch import save_file
 
+        if not is_first():
+            return
         scratch = self.folder / ".checkpoint.draft"
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, scratch, metadata={"state": json.dumps(state)})

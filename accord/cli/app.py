@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 
 import accord
+from accord import distributed
 from accord.cli.feedback import export_votes, import_votes
 from accord.cli.label import label
+from accord.cli.launching import launch
 from accord.cli.progress import JsonProgress, show_progress
 from accord.cli.project import create_project, find_examples
 from accord.cli.tables import build_checks_table, build_plan_table, print_plan, print_summary
@@ -63,7 +65,8 @@ def main() -> None:
     except AccordError as error:
         if debug:
             raise
-        print_error(error)
+        if distributed.speak_first():
+            print_error(error)
         sys.exit(error.exit_code)
 
 
@@ -138,21 +141,34 @@ def demo(
     _run(folder, overrides or [], as_json=as_json, plain=plain, yes=yes)
 
 
-def _run(
-    folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, yes: bool, wait: bool = True
-) -> None:
-    """Plan, show the plan, run, say where the report is. Ctrl-C leaves a project that goes on."""
-    console = Console(highlight=False)
+def _run(folder: Path, overrides: Sequence[str], *, as_json: bool, plain: bool, yes: bool, wait: bool = True) -> None:
+    """Run the project here, or start the processes that it asks for and wait. Ctrl-C leaves a project that goes on."""
     with _told_to_machines(as_json), _stoppable(folder, overrides, as_json):
         config = load_config(folder, overrides)
-        with _loading(console, quiet=as_json or plain):
-            from accord import loop
-            from accord.workspace import Workspace
-        workspace = Workspace(folder)
-        stages = loop.plan(workspace, config)
-        _show_plan(console, stages, as_json=as_json, yes=yes or plain)
-        with show_progress(console, as_json=as_json, plain=plain) as progress:
-            result = loop.run(workspace, config, progress, wait=wait)
+        if config.compute.processes > 1 and not distributed.is_launched():
+            options = {"--json": as_json, "--plain": plain, "--yes": yes, "--no-wait": not wait}
+            arguments = ["run", str(folder), *(f"--set={override}" for override in overrides)]
+            arguments += [option for option, given in options.items() if given]
+            launch(arguments, processes=config.compute.processes, restarts=config.compute.restarts)
+            return
+        with distributed.joined(config.compute.timeout_seconds):
+            _run_here(folder, config, as_json=as_json, plain=plain, yes=yes, wait=wait)
+
+
+def _run_here(folder: Path, config: Config, *, as_json: bool, plain: bool, yes: bool, wait: bool) -> None:
+    """Plan, show the plan, run, say where the report is; of several processes, the first one speaks."""
+    console = Console(highlight=False)
+    with _loading(console, quiet=as_json or plain or not distributed.is_first()):
+        from accord import loop
+        from accord.workspace import Workspace
+    workspace = Workspace(folder)
+    with distributed.first_alone() as working:
+        if working:
+            _show_plan(console, loop.plan(workspace, config), as_json=as_json, yes=yes or plain)
+    first = distributed.is_first()
+    with show_progress(console, as_json=as_json, plain=plain, silent=not first) as progress:
+        result = loop.run(workspace, config, progress, wait=wait)
+    if first:
         if as_json:
             JsonProgress().emit("finished", **dataclasses.asdict(result))
         else:
@@ -189,7 +205,7 @@ def _told_to_machines(as_json: bool) -> Iterator[None]:
     try:
         yield
     except AccordError as error:
-        if as_json:
+        if as_json and distributed.speak_first():
             told = {"message": error.message, "where": error.where, "mend": error.mend, "exit_code": error.exit_code}
             JsonProgress().emit("error", error=type(error).__name__, **told)
         raise
@@ -201,6 +217,8 @@ def _stoppable(folder: Path, overrides: Sequence[str], as_json: bool) -> Iterato
     try:
         yield
     except KeyboardInterrupt:
+        if not distributed.speak_first():
+            _exit(130)
         command = say_command("run", folder, overrides)
         if as_json:
             JsonProgress().emit("stopped", command=command)

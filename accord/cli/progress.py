@@ -7,6 +7,7 @@ docs/cli.md.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -198,9 +199,12 @@ class BarProgress:
 
 
 @contextmanager
-def show_progress(console: Console, *, as_json: bool, plain: bool) -> Iterator[Progress]:
-    """The display that suits: JSON events where asked, bars on a terminal, plain lines otherwise."""
-    if as_json:
+def show_progress(console: Console, *, as_json: bool, plain: bool, silent: bool = False) -> Iterator[Progress]:
+    """The display that suits: JSON events where asked, bars on a terminal, plain lines otherwise; or none."""
+    if silent:
+        with open(os.devnull, "w") as nowhere:
+            yield PlainProgress(nowhere)
+    elif as_json:
         yield JsonProgress()
     elif plain or not console.is_terminal:
         yield PlainProgress()

@@ -273,7 +273,16 @@ class ComputeSection(Section):
     """The machine."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is one.")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core. Fixed threads give fixed bits.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads of a process; 0: the cores, parted evenly. Fixed threads give fixed bits."
+    )
+    processes: int = Field(1, ge=1, description="Processes on this machine that share sampling, scoring and training.")
+    restarts: int = Field(
+        0, ge=0, description="How often all processes are started again, from the last checkpoint, after one was lost."
+    )
+    timeout_seconds: float = Field(
+        600.0, gt=0, description="A process that another one waits for so long counts as lost."
+    )
 
 
 class Config(Section):

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from accord import distributed
 from accord.config import Config
 from accord.feedback.store import VoteStore
 from accord.models import Base, LoraSettings, load_base
 from accord.rewards import LearnedReward
 from accord.rollout import Sampler
-from accord.types import Progress
+from accord.rollout.sharded import SharedSampler
+from accord.types import Generator, Progress
 from accord.workspace import Artifact, Workspace, read_lines, replace_lines
 
 if TYPE_CHECKING:
@@ -68,9 +70,12 @@ class RunContext:
         """LoRA settings of the policy; None where it trains all weights."""
         return self.lora if self.config.model.adapter == "lora" else None
 
-    def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Sampler:
+    def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Generator:
         """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them."""
-        return Sampler(self.base, self.config.sample.batch_size, on_tokens)
+        own = Sampler(self.base, self.config.sample.batch_size, on_tokens)
+        if distributed.count() == 1:
+            return own
+        return SharedSampler(own, pad_id=self.base.tokens.pad_id, device=self.base.device)
 
     def parent(self, stage: Stage, name: str) -> Artifact:
         """The finished artifact that `stage` calls `name`."""
@@ -105,9 +110,11 @@ class RunContext:
         rows: list[Any] = []
         for number, chunk in enumerate(_chunks(items, size)):
             path = scratch / f"chunk-{number:05d}.jsonl"
-            if not path.exists():
-                replace_lines(path, make(chunk))
-            rows.extend(read_lines(path))
+            if not distributed.agree(path.exists()):
+                made = make(chunk)
+                if distributed.is_first():
+                    replace_lines(path, made)
+            rows.extend(distributed.agree(read_lines(path)))
         return rows
 
 

@@ -11,12 +11,14 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 import torch
 
+from accord import distributed
 from accord.config import Config
 from accord.errors import AccordError, ConfigError
 from accord.feedback.consensus import CONSENSUS
@@ -31,6 +33,9 @@ from accord.rewards import find_text_reward
 from accord.training import TRAINERS
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
+
+SHARED = {"samples", "sft", "reward_model", "heldout_reward_model", "policy", "evaluation"}
+"""Kinds that all processes make together. Any other is made by the first one alone, while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ class _RoundProgress:
         self.inner.advance(amount)
 
     def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        append_line(self.path, {"stage": self.kind, **metrics})
+        if distributed.is_first():
+            append_line(self.path, {"stage": self.kind, **metrics})
         self.inner.log(metrics)
 
 
@@ -139,18 +145,18 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
         AccordError: a stage cannot be made; what is finished stays finished.
     """
     check_names(config)
-    threads = config.compute.threads
+    threads = distributed.find_threads(config.compute.threads)
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     made = already = 0
-    with workspace.lock():
-        stages = build_stages(workspace, config)
+    with workspace.lock() if distributed.is_first() else nullcontext():
+        stages = distributed.agree(build_stages(workspace, config))
         context = RunContext(workspace, config, progress, wait=wait)
         for stage in stages:
             name = f"{stage.round:03d}/{stage.kind}"
-            if workspace.find(stage.kind, stage.key):
-                shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key))
+            if distributed.agree(workspace.find(stage.kind, stage.key)):
+                shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key), ignore_errors=True)
                 already += 1
                 progress.stage(name, "already done")
                 continue
@@ -159,12 +165,26 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
             seconds = _make(context, stage)
             progress.stage(name, "finished", seconds)
             made += 1
-        build_report(workspace, config)
+        if distributed.is_first():
+            build_report(workspace, config)
     return RunResult(str(workspace.round_folder(config.project.rounds) / "report.html"), made, already)
 
 
 def _make(context: RunContext, stage: Stage) -> float:
-    """Make one artifact and write its line of the ledger; returns the seconds that it took."""
+    """Make one artifact, all processes together or the first one alone; returns the seconds that it took."""
+    started = time.perf_counter()
+    if stage.kind in SHARED:
+        _write(context, stage)
+        distributed.wait()
+    else:
+        with distributed.first_alone() as working:
+            if working:
+                _write(context, stage)
+    return time.perf_counter() - started
+
+
+def _write(context: RunContext, stage: Stage) -> None:
+    """Make one artifact and write its line of the ledger."""
     started = time.perf_counter()
     context.stand_on(stage)
     with context.workspace.create(
@@ -178,6 +198,8 @@ def _make(context: RunContext, stage: Stage) -> float:
     ) as draft:
         stage.work(context, stage, draft)
     seconds = time.perf_counter() - started
+    if not distributed.is_first():
+        return
     context.workspace.append_ledger(
         stage.round,
         {
@@ -188,7 +210,6 @@ def _make(context: RunContext, stage: Stage) -> float:
             "peak_rss_bytes": measure_peak_rss(),
         },
     )
-    return seconds
 
 
 def measure_peak_rss() -> int:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from accord.distributed import share, sum_tensors
 from accord.errors import ConfigError, DataError
 from accord.types import Completion, Prompt, Rollout
 
@@ -101,11 +102,12 @@ class LearnedReward:
         device = self.base.device
         scores = torch.zeros(len(rows), dtype=torch.float32, device=device)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), self.batch_size):
+        for start in share(range(0, len(order), self.batch_size)):
             chosen = order[start : start + self.batch_size]
             ids, mask = _pad_right([rows[i].to(device) for i in chosen], self.base.tokens.pad_id)
             trunk = None if states is None else _pad([states[i].to(device) for i in chosen], 0.0)
             scores[chosen] = self.base.compute_scores(self.role, ids, mask, trunk).float()
+        sum_tensors(scores)
         return scores
 
 

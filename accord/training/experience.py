@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from accord import distributed
 from accord.config.schema import PpoSection, SampleSection
 from accord.functional import compute_logprobs
 from accord.models import Base
@@ -103,14 +104,16 @@ def sample_rollout(
 
 
 def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, size: int) -> Iterator[TokenBatch]:
-    """Cut `rows` into micro-batches of `size`, sorted by length, each trimmed to its longest prompt and completion.
+    """Cut this process's share of `rows` into micro-batches of `size`, each trimmed to its longest rows.
 
-    Positions come from the mask, so trimming changes the work and not the result.
+    Rows are sorted by length first: shares weigh the same, and little of a micro-batch is padding. Positions come from
+    the mask, so trimming changes the work and not the result.
     """
     columns = rollout.prompt_ids.shape[1]
     lengths = rollout.completion_mask.sum(1) + rollout.prompt_mask.sum(1)
     order = rows[torch.argsort(lengths[rows].cpu(), stable=True).to(rows.device)]
-    for chunk in order.split(size):
+    own = distributed.share(order)
+    for chunk in own.split(size) if len(own) else ():
         first = columns - int(rollout.prompt_mask[chunk].sum(1).max())
         width = int(rollout.completion_mask[chunk].sum(1).max())
         ids = rollout.completion_ids[chunk, :width]
@@ -154,9 +157,14 @@ def compute_trunk(base: Base, rollout: Rollout, micro_batch_size: int) -> Float[
     """The frozen layers' output for the whole rollout, or None where `base.split == 0`."""
     if base.split == 0:
         return None
-    parts = zip(rollout.input_ids.split(micro_batch_size), rollout.attention_mask.split(micro_batch_size), strict=True)
-    states = [base.compute_trunk(ids, mask) for ids, mask in parts]
-    return torch.cat([s for s in states if s is not None])
+    shape = (*rollout.input_ids.shape, base.hidden_size)
+    states = torch.zeros(shape, dtype=base.dtype, device=base.device)
+    for rows in distributed.share(torch.arange(len(rollout), device=base.device).split(micro_batch_size)):
+        part = base.compute_trunk(rollout.input_ids[rows], rollout.attention_mask[rows])
+        assert part is not None, "a split base computes a trunk"
+        states[rows] = part
+    distributed.sum_tensors(states)
+    return states
 
 
 @torch.no_grad()
@@ -178,6 +186,7 @@ def compute_kl_terms(
         old, _ = compute_token_logprobs(base, reference, batch, temperature)
         for target, value in ((logprobs, new), (entropy, spread), (ref_logprobs, old)):
             batch.put(target, value)
+    distributed.sum_tensors(logprobs, entropy, ref_logprobs)
     return logprobs, entropy, ref_logprobs
 
 
@@ -206,4 +215,5 @@ def compute_experience(
     values = torch.zeros_like(logprobs)
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
         batch.put(values, compute_token_values(base, critic, batch))
+    distributed.sum_tensors(values)
     return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from accord.distributed import sum_gradients
 from accord.errors import TrainingError
 from accord.models import Base
 from accord.models.checkpoints import pack_optimizer, unpack_optimizer
@@ -31,12 +32,13 @@ def build_optimizer(base: Base, role: str, learning_rate: float) -> torch.optim.
 def take_step(
     optimizers: Sequence[torch.optim.Optimizer], learning_rates: Sequence[float], *, max_grad_norm: float
 ) -> float:
-    """Clip the gradient of all parameters of all `optimizers` to one global norm, step, and clear the gradients.
+    """Sum gradients over processes, clip those of all `optimizers` to one global norm, step, and clear them.
 
     Returns the norm before clipping, ||g||_2 over everything. A norm that is not finite leaves the weights untouched;
     the caller sees it in the result and stops (`checks.check_finite`).
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    sum_gradients(parameters)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
         for group in optimizer.param_groups:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from accord.config.schema import PpoSection, SampleSection
+from accord.distributed import gather_metrics
 from accord.functional import (
     compute_explained_variance,
     compute_gae,
@@ -140,7 +141,7 @@ def train_ppo(
                     torch.autograd.backward(loss)
                     losses = {"policy_loss": policy_loss.loss.detach(), "value_loss": value_loss.loss.detach()}
                     parts.append(losses | policy_loss.metrics | value_loss.metrics)
-                step = combine_metrics(parts)
+                step = combine_metrics(gather_metrics(parts))
                 step["grad_norm"] = take_step(list(optimizers.values()), rates, max_grad_norm=cfg.max_grad_norm)
                 checks.check_finite(step, where=where)
                 steps.append(step)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from accord.config.schema import RewardModelSection
+from accord.distributed import gather_metrics, share, sum_tensors
 from accord.errors import DataError, TrainingError
 from accord.functional import compute_warmup_cosine
 from accord.losses import PREFERENCE_OBJECTIVES, combine_metrics
@@ -148,7 +149,7 @@ def train_reward_model(
                 parts.append({"loss": loss.loss.detach(), **loss.metrics})
             done = state.epoch * steps_an_epoch + state.step
             factor = compute_warmup_cosine(done, total, round(WARMUP_FRACTION * total))
-            row = combine_metrics(parts)
+            row = combine_metrics(gather_metrics(parts))
             row["grad_norm"] = take_step([optimizer], [factor * cfg.learning_rate], max_grad_norm=MAX_GRAD_NORM)
             check_finite(row, where=where)
             state.steps.append(row)
@@ -171,9 +172,10 @@ def score_preferences(
     """Scores of both sides of N preferences, (N,) float32 each, on the CPU."""
     trees = [tree for preference in preferences for tree in _encode_sides(base, preference)]
     scores = torch.zeros(len(trees), 2 * len(preferences) // max(len(trees), 1))
-    for group in iterate_buckets([len(tree) for tree in trees], SCORE_BATCH_TOKENS):
+    for group in share(list(iterate_buckets([len(tree) for tree in trees], SCORE_BATCH_TOKENS))):
         batch = build_batch(base, [trees[i] for i in group])
         scores[group] = compute_branch_scores(base, role, batch.input_ids, batch.branches).cpu()
+    sum_tensors(scores)
     both = scores.view(-1, 2)
     return both[:, 0], both[:, 1]
 
@@ -276,7 +278,7 @@ def _iterate_scores(
 ) -> Iterator[tuple[PairTensors, Tensor, Tensor, float]]:
     """Micro-batches of one optimiser step: labels, score_a, score_b, and the step's global denominator."""
     denominator = sum(pair.weight for pair in pairs)
-    ordered = sorted(pairs, key=len)
+    ordered = share(sorted(pairs, key=len))
     for start in range(0, len(ordered), cfg.micro_batch_size):
         chunk = ordered[start : start + cfg.micro_batch_size]
         batch = build_batch(base, [tree for pair in chunk for tree in pair.trees])
@@ -297,4 +299,4 @@ def _validate(base: Base, role: str, pairs: Sequence[TokenPair], cfg: RewardMode
     for labels, score_a, score_b, denominator in _iterate_scores(base, role, pairs, cfg):
         loss = objective(score_a, score_b, **labels._asdict(), denominator=denominator)
         parts.append({"loss": loss.loss, **loss.metrics})
-    return {f"validation_{name}": value for name, value in combine_metrics(parts).items()}
+    return {f"validation_{name}": value for name, value in combine_metrics(gather_metrics(parts)).items()}

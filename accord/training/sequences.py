@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from accord.distributed import map_shared
 from accord.models import Base
 from accord.models.branches import PADDING, build_branch_inputs
 from accord.types import Completion, Progress, Prompt
@@ -115,14 +116,18 @@ def cache_trunk(base: Base, trees: Sequence[TokenTree], progress: Progress) -> l
         return list(trees)
     cached = list(trees)
     progress.begin("trunk", len(trees), "sequences")
-    for group in iterate_buckets([len(tree) for tree in trees], TRUNK_BATCH_TOKENS):
+
+    def compute(group: list[int]) -> list[Tensor]:
         batch = build_batch(base, [trees[i] for i in group])
         states = base.run_trunk(build_branch_inputs(base, batch.input_ids, batch.branches))
         assert states is not None, "a split base computes a trunk"
-        for row, index in enumerate(group):
-            kept = states[row, states.shape[1] - len(trees[index]) :].to("cpu", copy=True)
-            cached[index] = replace(trees[index], trunk=kept)
         progress.advance(len(group))
+        return [row[-len(trees[i]) :].to("cpu", copy=True) for row, i in zip(states, group, strict=True)]
+
+    groups = list(iterate_buckets([len(tree) for tree in trees], TRUNK_BATCH_TOKENS))
+    for group, states in zip(groups, map_shared(compute, groups), strict=True):
+        for index, kept in zip(group, states, strict=True):
+            cached[index] = replace(trees[index], trunk=kept)
     return cached
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from accord.distributed import gather_metrics, share
 from accord.errors import DataError
 from accord.functional import compute_logprobs, compute_warmup_cosine
 from accord.losses import combine_metrics, compute_sft_loss
@@ -141,7 +142,7 @@ class EpochHook(Protocol):
 
 def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree]) -> dict[str, float]:
     """Add the gradient of one optimiser step's loss, micro-batch by micro-batch; its metrics."""
-    ordered = sorted(sequences, key=len)
+    ordered = share(sorted(sequences, key=len))
     tokens = sum(sum(s.branch_tokens) for s in sequences)
     parts = []
     for start in range(0, len(ordered), MICRO_BATCH_SIZE):
@@ -153,7 +154,7 @@ def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree])
         loss = compute_sft_loss(logprobs, mask, denominator=tokens)
         torch.autograd.backward(loss.loss)
         parts.append(loss.metrics | {"entropy": (entropy.detach() * mask).sum() / tokens})
-    return combine_metrics(parts)
+    return combine_metrics(gather_metrics(parts))
 
 
 def _resume(base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> list[MetricRow]:

@@ -1,0 +1,106 @@
+"""`accord run` on two processes: the same result as on one, a process killed midway, and torchrun's restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from tiny_project import ROOT, build_tiny_project, start_accord
+
+from accord.workspace import Workspace, read_lines
+
+SETTINGS = ("--plain", "--yes", "--set", "ppo.updates=4", "--set", "compute.timeout_seconds=60")
+TWO = ("--set", "compute.processes=2")
+
+
+def read_policy(folder: Path) -> dict[str, float]:
+    """Each weight's sum of magnitudes, and the evaluation's numbers."""
+    (policy,) = (folder / "artifacts/policy").glob("*/adapter/adapter_model.safetensors")
+    (evaluation,) = (folder / "artifacts/evaluation").glob("*/evaluation.json")
+    found = {name: float(value.abs().sum()) for name, value in load_file(policy).items()}
+    return found | {"proxy": json.loads(evaluation.read_text())["policy"]["proxy"]["value"]}
+
+
+def wait_for_update(folder: Path, update: int, process: subprocess.Popen[str], seconds: float = 90.0) -> None:
+    """Until the live metrics hold so many PPO updates."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        rows = read_lines(folder / "rounds/001/metrics.jsonl")
+        if any(row["stage"] == "policy" and row.get("update") == update for row in rows):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("the run never came so far")
+
+
+def kill_a_worker(parent: subprocess.Popen[str]) -> None:
+    """SIGKILL for the last of the processes that `parent` has started."""
+    workers = [child for child in psutil.Process(parent.pid).children(recursive=True) if "run" in child.cmdline()]
+    os.kill(max(worker.pid for worker in workers), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build_tiny_project(tmp_path_factory.mktemp("alone") / "project")
+    process = start_accord("run", str(folder), *SETTINGS)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return folder
+
+
+def test_two_processes_make_the_same_policy_and_one_speaks(alone: Path, tmp_path: Path) -> None:
+    folder = build_tiny_project(tmp_path / "project")
+    process = start_accord("run", str(folder), *SETTINGS, *TWO)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert output.count("001/policy: finished") == 1
+    assert output.count("done.") == 1
+    assert read_policy(folder) == pytest.approx(read_policy(alone), rel=1e-3, abs=1e-4)
+    kinds = [row["stage"] for row in Workspace(folder).read_ledger(1)]
+    assert len(kinds) == len(set(kinds)) == len(Workspace(alone).read_ledger(1))
+
+
+def test_a_killed_worker_ends_the_run_and_it_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
+    folder = build_tiny_project(tmp_path / "project")
+    process = start_accord("run", str(folder), *SETTINGS, *TWO)
+    wait_for_update(folder, 2, process)
+    kill_a_worker(process)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 8, output
+    assert "goes on from the last checkpoint" in output.replace("\n", " ")
+    assert not list((folder / "artifacts/policy").glob("[!.]*"))
+
+    process = start_accord("run", str(folder), *SETTINGS)  # with one process this time
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    rows = [row for row in read_lines(folder / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
+    assert [row["update"] for row in rows].count(1) == 1, "it began anew instead of going on"
+    assert read_policy(folder) == pytest.approx(read_policy(alone), rel=1e-3, abs=1e-4)
+
+
+def test_torchrun_starts_again_after_a_loss(alone: Path, tmp_path: Path) -> None:
+    folder = build_tiny_project(tmp_path / "project")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    process = subprocess.Popen(
+        [*command, "-m", "accord", "run", str(folder), *SETTINGS],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_update(folder, 2, process)
+    kill_a_worker(process)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    rows = [row for row in read_lines(folder / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
+    assert [row["update"] for row in rows].count(1) == 1
+    assert read_policy(folder) == pytest.approx(read_policy(alone), rel=1e-3, abs=1e-4)

@@ -1,0 +1,146 @@
+"""What the processes of a test do: `python -m tests.distributed.work FOLDER NAME ...`, started by `crew`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accord import distributed
+from accord.config.schema import PpoSection, RewardModelSection, SampleSection, SftSection
+from accord.models import LoraSettings
+from accord.rewards import LearnedReward
+from accord.rollout import Sampler
+from accord.rollout.sharded import SharedSampler
+from accord.training import train_ppo, train_reward_model, train_sft
+from accord.training.optimization import take_step
+from accord.types import Completion, Preference, Prompt
+from tests.training.fakes import CollectingProgress, MemoryCheckpoint, build_digit_base
+
+PROMPTS = [Prompt(text=t) for t in ("0", "12", "301", "2203", "11", "30", "213")]
+LORA = LoraSettings(4, 8)
+
+
+def build_base(lora: LoraSettings | None = LORA) -> Any:
+    base = build_digit_base(4, eos=True, split=0 if lora is None else 1, seed=3)
+    base.add_policy("policy", lora=lora, seed=1)
+    base.add_scorer("proxy", lora=LORA, seed=2)
+    base.add_scorer("critic", lora=LORA, seed=4)
+    with torch.no_grad():
+        for index, parameter in enumerate(base.parameters("proxy").values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)), alpha=0.3)
+    return base
+
+
+def collectives() -> dict[str, Any]:
+    rank, count = distributed.rank(), distributed.count()
+    ones = torch.full((3,), float(rank + 1))
+    distributed.sum_tensors(ones)
+    parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))]
+    if rank == 0:
+        parameters[0].grad = torch.tensor([1.0, 2.0])
+    distributed.sum_gradients(parameters)
+    with distributed.first_alone() as working:
+        inside = (working, distributed.count(), list(distributed.share(range(5))))
+    return {
+        "rank": rank, "count": count, "sum": ones, "grads": [p.grad for p in parameters], "inside": inside,
+        "share": list(distributed.share(range(5))), "gathered": distributed.gather([rank] * (rank + 1)),
+        "mapped": distributed.map_shared(lambda n: (n * n, distributed.rank()), range(5)),
+        "agreed": distributed.agree(rank), "speaks": distributed.speak_first(),
+    }  # fmt: skip
+
+
+def step() -> dict[str, Any]:
+    """One optimiser step on the mean of (w - x)^2 over seven numbers, each process with its own numbers only."""
+    numbers = torch.arange(7.0)
+    weight = torch.nn.Parameter(torch.tensor(10.0))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    ((weight - distributed.share(numbers)).square().sum() / len(numbers)).backward()
+    norm = take_step([optimizer], [0.25], max_grad_norm=100.0)
+    return {"weight": float(weight), "norm": norm}
+
+
+def ppo(lora: LoraSettings | None = LORA) -> dict[str, Any]:
+    base = build_base(lora)
+    sampler = SharedSampler(Sampler(base, batch_size=4), pad_id=base.tokens.pad_id, device=base.device)
+    section = PpoSection(
+        updates=2, prompts_per_update=6, epochs=2, minibatches=2, micro_batch_size=2, evaluate_every=1,
+        learning_rate=1e-3, critic_learning_rate=1e-3,
+    )  # fmt: skip
+    result = train_ppo(
+        base, PROMPTS[2:], sampler, LearnedReward(base, "proxy", batch_size=2), section,
+        sample=SampleSection(max_new_tokens=5), max_kl_nats=50.0, seed=5, progress=CollectingProgress(),
+        checkpoint=MemoryCheckpoint(), validation_prompts=PROMPTS[:2],
+    )  # fmt: skip
+    return {"history": result.history, "policy": base.state("policy"), "critic": base.state("critic")}
+
+
+def ppo_full() -> dict[str, Any]:
+    return ppo(None)
+
+
+def preferences() -> list[Preference]:
+    sides = [("0", "3"), ("11", "2"), ("30", "123"), ("1", "0"), ("22", "33")]
+    return [
+        Preference(prompt, Completion.from_text(a), Completion.from_text(b), 0.8, 0.1, weight=1.0 + n, strength=0.5)
+        for n, (prompt, (a, b)) in enumerate(zip(PROMPTS, sides, strict=False))
+    ]
+
+
+def reward_model() -> dict[str, Any]:
+    base = build_base()
+    section = RewardModelSection(epochs=2, batch_size=3, micro_batch_size=1, learning_rate=1e-3)
+    pairs = preferences()
+    result = train_reward_model(
+        base, "proxy", pairs[:4], pairs[4:], section, seed=1, progress=CollectingProgress(),
+        checkpoint=MemoryCheckpoint(),
+    )  # fmt: skip
+    return {"history": result.history, "proxy": base.state("proxy")}
+
+
+def sft() -> dict[str, Any]:
+    base = build_base()
+    examples = [(preference.prompt, preference.a) for preference in preferences()]
+    section = SftSection(epochs=2, batch_size=3, learning_rate=1e-3)
+    result = train_sft(
+        base, "policy", examples, section, seed=1, progress=CollectingProgress(), checkpoint=MemoryCheckpoint()
+    )
+    return {"history": result.history, "policy": base.state("policy")}
+
+
+def sampling() -> dict[str, Any]:
+    base = build_base()
+    prompts = [p for p in PROMPTS for _ in range(2)][:13]
+    sampler = SharedSampler(Sampler(base, batch_size=4), pad_id=base.tokens.pad_id, device=base.device)
+    found = {}
+    for name, some in (("many", prompts), ("two", prompts[:2]), ("one", prompts[:1])):
+        rollout = sampler.generate("policy", some, seeds=range(len(some)), max_new_tokens=6, temperature=1.0)
+        fields = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "logprobs", "finished")
+        found[name] = {field: getattr(rollout, field) for field in fields} | {
+            "texts": [completion.text for completion in rollout.completions]
+        }
+    return found
+
+
+def lost() -> dict[str, Any]:
+    """The second process dies where the first one counts on it."""
+    if distributed.rank() == 1:
+        os._exit(9)
+    distributed.gather([1])
+    return {}
+
+
+def main() -> None:
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with distributed.joined(timeout_seconds=60):
+        rank = distributed.rank()
+        found = {name: globals()[name]() for name in names}
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()
