@@ -164,6 +164,17 @@ class LabelSection(Section):
         le=1,
         description="Share of items that so many people judge, to see how far they agree; one the rest.",
     )
+    repeat_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of comparisons asked again of who judged them, to see who judges alike twice.",
+    )
+    gold: str = Field(
+        "",
+        description="A .jsonl file of items with a known answer (docs/queue.md), asked of everybody in each round to "
+        "see who reads before they judge.",
+    )
     chat: bool = Field(
         False, description="Let annotators write prompts that the newest policy answers; the server loads the model."
     )

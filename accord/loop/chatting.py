@@ -62,7 +62,7 @@ class Chat:
     def _prepare(self) -> tuple[RunContext, str | None, str]:
         """The loaded base, the role that answers, and its artifact's address."""
         if self._context is None:
-            self._context = RunContext(self.workspace, self.config, _Silence())
+            self._context = RunContext(self.workspace, self.config, Silence())
         stage = find_policy(self.workspace, self.config)
         if stage is None:
             return self._context, None, "reference"
@@ -85,7 +85,7 @@ def find_policy(workspace: Workspace, config: Config) -> Stage | None:
     return done[-1] if done else None
 
 
-class _Silence:
+class Silence:
     """`types.Progress` for work that nobody watches."""
 
     def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:

@@ -123,9 +123,7 @@ def _add_votes(
         known = {**shown, "reference": reference, **known}
         shown["selection"] = add("selection", number, selecting.choose_pairs, section, known)
     if config.feedback.source == "people":
-        label = config.label
-        asked = {"ask": label.ask, "overlap": label.overlap, "overlap_share": label.overlap_share}
-        votes = add("votes", number, asking.ask_people, {"label": asked}, shown)
+        votes = add("votes", number, asking.ask_people, {"label": asking.describe_asking(workspace, config)}, shown)
         return prompts, {**voted, f"votes_{number}": votes}
     simulation = {"simulation": _dump(config.simulation)}
     votes = add("votes", number, preparing.simulate_annotators, simulation, shown)
