@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A frozen table of accord.toml; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from accord.config.guarding import AlarmSection, GuardSection, RoundsSection
+from accord.config.section import Section
 
 
 class ProjectSection(Section):
@@ -304,6 +301,9 @@ class Config(Section):
     ppo: PpoSection = PpoSection()
     rejection_sampling: RejectionSamplingSection = RejectionSamplingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    rounds: RoundsSection = RoundsSection()
+    alarm: AlarmSection = AlarmSection()
+    guard: GuardSection = GuardSection()
     compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")
