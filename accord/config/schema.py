@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A frozen table of accord.toml; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from accord.config.guarding import AlarmSection, GuardSection, RoundsSection
+from accord.config.section import Section
 
 
 class ProjectSection(Section):
@@ -164,6 +161,17 @@ class LabelSection(Section):
         le=1,
         description="Share of items that so many people judge, to see how far they agree; one the rest.",
     )
+    repeat_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of comparisons asked again of who judged them, to see who judges alike twice.",
+    )
+    gold: str = Field(
+        "",
+        description="A .jsonl file of items with a known answer (docs/queue.md), asked of everybody in each round to "
+        "see who reads before they judge.",
+    )
     chat: bool = Field(
         False, description="Let annotators write prompts that the newest policy answers; the server loads the model."
     )
@@ -302,6 +310,9 @@ class Config(Section):
     ppo: PpoSection = PpoSection()
     rejection_sampling: RejectionSamplingSection = RejectionSamplingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    rounds: RoundsSection = RoundsSection()
+    alarm: AlarmSection = AlarmSection()
+    guard: GuardSection = GuardSection()
     compute: ComputeSection = ComputeSection()
 
     @model_validator(mode="after")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-OPEN_KEYS = frozenset({"timings_seconds", "parents"})
+OPEN_KEYS = frozenset({"timings_seconds", "parents", "measured"})
 
 GLOSSARY: dict[str, str] = {
     # The report as a whole
     "project": "Whose report this is: name, round, seed, model.",
-    "name": "Of the project, or of an annotator.",
+    "name": "Of the project, of an annotator, or of a guarded measure.",
     "round": "Which time round the loop.",
     "seed": "Where every random choice of the project, or of one completion, descends from.",
     "model": "The base model that every role stands on.",
@@ -25,6 +25,9 @@ GLOSSARY: dict[str, str] = {
     ),
     "policy": "The model being trained: how its training went, or what it answered.",
     "evaluation": "Policy, reference and best-of-n on prompts nobody trained on, sampled with the same seeds.",
+    "gate": "Whether the new policy took the place of the one before, and why.",
+    "alarm": "Whether a test against the judge, or a mark of degenerate text, stopped training.",
+    "rounds": "What each round so far cost and gained.",
     "lineage": "Every artifact that this result descends from, back to the votes.",
     "timings_seconds": "Wall-clock seconds of each stage.",
     "peak_rss_bytes": "The most memory that any stage held at once (resident set).",
@@ -148,6 +151,47 @@ GLOSSARY: dict[str, str] = {
         "Mean exp |difference of the sampler's and the trainer's log-probabilities|: 1 is perfect, above 1.05 "
         "something is wrong."
     ),
+    "anchor": "What KL is measured from: base, previous (the policy promoted last) or ema (their moving average).",
+    "validation_proxy": "Mean proxy score on the validation prompts: what training claims, beside heldout_score.",
+    "validation_gold": "Mean hidden utility on the validation prompts; known only in a simulation.",
+    "validation_disagreement": "How far the ensemble's members part on the validation prompts, mean.",
+    "rollout_heldout": "Mean held-out score of the update's own rollout: drawn, never used.",
+    "rollout_gold": "Mean hidden utility of the update's own rollout: drawn, never used.",
+    "rollout_disagreement": "How far the ensemble's members part on the update's own rollout, mean.",
+    # Gate
+    "promoted": "Whether the policy takes the place of the one before; if not, the next round starts from that one.",
+    "against": "The policy that the new one had to beat: an artifact, or the reference.",
+    "result": (
+        "Of the gain: better, worse, unclear or unmeasured. Of a guarded measure: kept (its whole interval lies within "
+        "the margin), broken (beyond it), unclear, unmeasured."
+    ),
+    "gain": "New policy less the one before, by the held-out judge, on the same prompts and seeds.",
+    "gold_gain": "New policy less the one before, by the hidden utility; it decides nothing.",
+    "guards": "Measures that must not get worse by more than their margin.",
+    "margin": "The largest worsening that is borne, in the measure's own unit.",
+    "change": "New policy less the one before.",
+    "power": "How large a gain this evaluation could have seen.",
+    "smallest_gain": "A true gain of this size would be seen with that probability; a smaller one is often missed.",
+    "probability": "Of seeing a gain of that size.",
+    "prompts_needed": "So many prompts would show the gain that was found with that probability; empty: none was.",
+    # Alarm
+    "alarms": "What rang, each with its reason; in the table of rounds the kinds alone.",
+    "reason": "Why an alarm rang, in plain words.",
+    "measured": "The numbers that an alarm rests on.",
+    "suspects": "Tokens and words that bought the reward: rare at the start, frequent now, and paid for by the proxy.",
+    "share_before": "Share of answers that have the token at the start.",
+    "share_after": "Share of answers that have the token when the alarm rang.",
+    "log_odds_z": "Log-odds of having the token, now against the start, in standard errors; above 3 is no chance.",
+    "proxy_price": "Proxy score of answers with the token less that of answers without, within the same look.",
+    "judge_price": "Held-out score of answers with the token less that of answers without, within the same look.",
+    "explained": "Share of the proxy's gain that the token's rise and its price account for.",
+    "disputed": "Answers on which proxy and judge part most; the next round asks people about them first.",
+    "before": "The start's answer to the same prompt.",
+    "proxy_gain": "Proxy score of the answer less the start's, in deviations of the start's scores.",
+    "heldout_gain": "Held-out score of the answer less the start's, in deviations of the start's scores.",
+    # Rounds
+    "seconds": "Wall-clock seconds of a round's stages.",
+    "sampled_tokens": "Tokens sampled in a round.",
     # Evaluation
     "completions": "Completions of each side that were compared.",
     "samples": "Completions for each evaluation prompt.",
@@ -190,10 +234,10 @@ GLOSSARY: dict[str, str] = {
     "messages": "The turns of a chat.",
     "role": "Who speaks in a turn.",
     "content": "What is said in a turn.",
-    "text": "A prompt that is not a chat.",
+    "text": "A prompt that is not a chat, or a suspected token.",
     "origin": "Who wrote a completion, where known.",
     # Lineage
-    "kind": "What an artifact is.",
+    "kind": "What an artifact is, what rang, or whether a suspect is a token or a word.",
     "key": "Hash of all that shaped an artifact: stage, settings, parents, seed.",
     "parents": "The artifacts that an artifact was made of.",
 }

@@ -137,7 +137,7 @@ def _measure_batch(
         "best_of_n": choose_best(candidates, torch.stack([scorers.proxy(rollout) for rollout in candidates])),
         "policy": draw(role, seeds[0]),
     }
-    sides = {name: _score(rollout, scorers) for name, rollout in rollouts.items()}
+    sides = {name: score_completions(rollout, scorers) for name, rollout in rollouts.items()}
     for name, author in (("policy", role), ("reference", None)):
         likelihoods = _measure_likelihood(base, author, rollouts[name], sample.temperature)
         for one, more in zip(sides[name], likelihoods, strict=True):
@@ -149,7 +149,7 @@ def _measure_batch(
     ]
 
 
-def _score(rollout: Rollout, scorers: Scorers) -> list[Row]:
+def score_completions(rollout: Rollout, scorers: Scorers) -> list[Row]:
     """Every score of every completion, with its text and length."""
     pairs = list(zip(rollout.prompts, rollout.completions, strict=True))
     proxy = scorers.proxy(rollout).tolist()

@@ -128,10 +128,17 @@ def compute_item_id(item: NewItem, round: int) -> str:
 
 
 def insert_items(
-    transaction: Transaction, new: Sequence[NewItem], *, round: int, seed: int, overlap: Overlap
+    transaction: Transaction,
+    new: Sequence[NewItem],
+    *,
+    round: int,
+    seed: int,
+    overlap: Overlap,
+    places: Mapping[str, int] | None = None,
 ) -> dict[str, NewItem]:
-    """Stores those items that are not there yet, in an order drawn from `seed`; returns these by id.
+    """Stores those items that are not there yet, in an order drawn from `seed`; returns these in that order, by id.
 
+    `places`: where in the order an item stands that repeats another, by the id of the other; beside what stood there.
     Of the items without an overlap of their own, round(share * n) get the high one: those whose hash with the seed
     sorts first. Raises NotFoundError where an item repeats one that is not there.
     """
@@ -152,6 +159,7 @@ def insert_items(
     order = sorted(fresh, key=lambda key: (fresh[key].repeat_of is not None, _draw(seed, "order", key)))
     rows, shown = [], []
     for position, key in enumerate(order, start=0 if last is None else last + 1):
+        position = (places or {}).get(fresh[key].repeat_of or "", position)
         item = fresh[key]
         standard = EVERYBODY if item.gold else 1 if item.repeat_of else overlap.high if key in high else overlap.low
         rows.append(_build_row(key, item, item.overlap or standard, position, round, transaction.at))
@@ -162,7 +170,7 @@ def insert_items(
     for start in range(0, len(rows), BATCH_TEXTS):
         transaction.insert(items, rows[start : start + BATCH_TEXTS])
     transaction.insert(item_completions, shown)
-    return fresh
+    return {key: fresh[key] for key in order}
 
 
 def read_items(connection: Connection, ids: Sequence[str]) -> dict[str, Item]:
@@ -284,7 +292,10 @@ def _check_gold(kind: ItemKind, gold: Mapping[str, Any], count: int) -> None:
     """Raises DataError unless `gold` is one answer to an item of `kind`."""
     fine = {
         "comparison": set(gold) == {"choice"} and gold.get("choice") in ("a", "b", "tie", "both_bad"),
-        "ranking": set(gold) == {"ranks"} and isinstance(gold.get("ranks"), list) and len(gold["ranks"]) == count,
+        "ranking": set(gold) == {"ranks"}
+        and isinstance(gold.get("ranks"), list)
+        and len(gold["ranks"]) == count
+        and all(type(rank) is int and 1 <= rank <= count for rank in gold["ranks"]),
         "rating": set(gold) == {"rating"}
         and isinstance(gold.get("rating"), int | float)
         and 0.0 <= gold["rating"] <= 1.0,

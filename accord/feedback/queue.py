@@ -241,7 +241,7 @@ def _place_repeats(transaction: Transaction, order: Sequence[str], chosen: Seque
     positions: dict[str, int] = {}
     for start in range(0, len(order), BATCH_TEXTS):
         query = select(items.c.id, items.c.position).where(items.c.id.in_(order[start : start + BATCH_TEXTS]))
-        positions.update(transaction.execute(query).tuples().all())
+        positions |= {row.id: row.position for row in transaction.execute(query)}
     return {key: positions[other] for key, other in later.items()}
 
 

@@ -86,11 +86,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Worth:
-    """The whole table. annotators: by name. forecasts: for 3/4, 1/2 and 1/4 of the present interval's width."""
+    """The whole table. annotators: by name. forecasts: for 3/4, 1/2 and 1/4 of the present interval's width.
+
+    gold, consistent: everybody's known answers given, and repeats judged as before; None where nobody was asked any.
+    """
 
     agreement: Agreement
     annotators: tuple[AnnotatorWorth, ...]
     forecasts: tuple[Forecast, ...]
+    gold: Share | None = None
+    consistent: Share | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, keys as the fields."""
@@ -98,6 +103,8 @@ class Worth:
             "agreement": self.agreement.to_dict(),
             "annotators": [asdict(row) for row in self.annotators],
             "forecasts": [asdict(row) for row in self.forecasts],
+            "gold": asdict(self.gold) if self.gold else None,
+            "consistent": asdict(self.consistent) if self.consistent else None,
         }
 
 
@@ -112,7 +119,9 @@ def compute_worth(database: Database, *, round: int | None = None, seed: int = 0
         judgements = read_judgements(connection, round)
         skips = _count_skips(connection, round)
     agreement = compute_agreement(votes, seed=seed, resamples=resamples)
-    return Worth(agreement, _describe_annotators(votes, judgements, skips, seed, resamples), forecast(agreement))
+    rows = _describe_annotators(votes, judgements, skips, seed, resamples)
+    gold, consistent = _add_up([row.gold for row in rows]), _add_up([row.consistent for row in rows])
+    return Worth(agreement, rows, forecast(agreement), gold, consistent)
 
 
 def forecast(agreement: Agreement) -> tuple[Forecast, ...]:
@@ -138,6 +147,12 @@ def build_share(count: int, total: int) -> Share | None:
         return None
     interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="wilson")
     return Share(count, total, count / total, float(interval.low), float(interval.high))
+
+
+def _add_up(shares: Sequence[Share | None]) -> Share | None:
+    """The share over everybody."""
+    found = [share for share in shares if share]
+    return build_share(sum(share.count for share in found), sum(share.total for share in found))
 
 
 def _describe_annotators(

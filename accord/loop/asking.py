@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from accord.config import Config
 from accord.errors import AccordError
+from accord.feedback.gold import read_gold_file
 from accord.feedback.items import ItemKind, NewItem, Overlap
 from accord.feedback.progress import Progress
 from accord.feedback.queue import Queue
 from accord.feedback.records import vote_to_dict
 from accord.loop.context import RunContext
 from accord.loop.selecting import list_answers, read_pairs, trace_votes
-from accord.types import Completion, Prompt
-from accord.workspace import Draft
+from accord.types import Completion, Prompt, compute_content_id
+from accord.workspace import Draft, Workspace
 
 if TYPE_CHECKING:
     from accord.loop.graph import Stage
@@ -46,12 +48,14 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
         asked = list(build_items(rows, label.ask, stage.address))
     else:
         asked = list(build_selected(pairs, stage.address))
+    asked += read_gold(context.workspace, context.config)
     queue = Queue(context.store.database)
     queue.add_items(
         asked,
         round=stage.round,
         seed=stage.seed,
         overlap=Overlap(share=label.overlap_share, high=label.overlap),
+        repeat_share=label.repeat_share,
     )
     progress = wait_for_votes(context, queue, stage.round)
     votes = [vote_to_dict(vote) for vote in queue.votes(stage.round)]
@@ -61,6 +65,26 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
     draft.summary["votes"] = len(votes)
     draft.summary["items"] = progress.items
     draft.summary["simulated"] = False
+
+
+def describe_asking(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """The settings that shape what people are asked, with the hash of the gold items.
+
+    Raises:
+        DataError: `label.gold` names no file, or the file has a line that is no gold item.
+    """
+    label = config.label
+    asked = {"ask": label.ask, "overlap": label.overlap, "overlap_share": label.overlap_share}
+    gold = [
+        [item.prompt.to_dict(), [c.to_dict() for c in item.completions], item.gold]
+        for item in read_gold(workspace, config)
+    ]
+    return {**asked, "repeat_share": label.repeat_share, "gold": compute_content_id(gold) if gold else ""}
+
+
+def read_gold(workspace: Workspace, config: Config) -> list[NewItem]:
+    """The gold items of the settings, if any; a path is taken from the project's folder. Raises as `read_gold_file`."""
+    return read_gold_file(workspace.root / config.label.gold) if config.label.gold else []
 
 
 def build_items(rows: list[dict[str, Any]], ask: ItemKind, source: str) -> Iterator[NewItem]:

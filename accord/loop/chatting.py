@@ -29,6 +29,7 @@ class Chat:
         self.workspace, self.config = workspace, config
         self._context: RunContext | None = None
         self._stage: Stage | None = None
+        self._role: str | None = None
         self._lock = Lock()
 
     def answer(self, prompt: Prompt) -> tuple[Completion, Completion]:
@@ -62,7 +63,7 @@ class Chat:
     def _prepare(self) -> tuple[RunContext, str | None, str]:
         """The loaded base, the role that answers, and its artifact's address."""
         if self._context is None:
-            self._context = RunContext(self.workspace, self.config, _Silence())
+            self._context = RunContext(self.workspace, self.config, Silence())
         stage = find_policy(self.workspace, self.config)
         if stage is None:
             return self._context, None, "reference"
@@ -70,22 +71,22 @@ class Chat:
             self._context.stand_on(stage)
             artifact = self.workspace.find(stage.kind, stage.key)
             if artifact is not None:
-                self._context.load_policy("chat", artifact)
+                self._role = self._context.load_standing("chat", artifact)
             self._stage = stage
-        return self._context, "chat", stage.address
+        return self._context, self._role, stage.address
 
 
 def find_policy(workspace: Workspace, config: Config) -> Stage | None:
-    """The last finished policy of the project as it is set now; None before there is one."""
+    """The stage whose policy stands: the last gate or policy that is finished; None before there is one."""
     try:
         stages = build_stages(workspace, config)
     except DataError:
         return None  # no votes yet, where the loop rests on votes
-    done = [stage for stage in stages if stage.kind == "policy" and workspace.find(stage.kind, stage.key)]
+    done = [stage for stage in stages if stage.kind in ("policy", "gate") and workspace.find(stage.kind, stage.key)]
     return done[-1] if done else None
 
 
-class _Silence:
+class Silence:
     """`types.Progress` for work that nobody watches."""
 
     def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:

@@ -34,6 +34,7 @@ class RunContext:
         self.config = config
         self.progress = progress
         self.wait = wait
+        self.sampled_tokens = 0
         self._base_name = resolve_model(workspace, config)
         self._base: Base | None = None
 
@@ -71,8 +72,18 @@ class RunContext:
         return self.lora if self.config.model.adapter == "lora" else None
 
     def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Generator:
-        """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them."""
-        own = Sampler(self.base, self.config.sample.batch_size, on_tokens)
+        """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them.
+
+        All are counted in `sampled_tokens`, for the ledger.
+        """
+
+        def count(tokens: int) -> None:
+            everywhere = tokens * distributed.count()  # the others sample about as many
+            self.sampled_tokens += everywhere
+            if on_tokens:
+                on_tokens(everywhere)
+
+        own = Sampler(self.base, self.config.sample.batch_size, count)
         if distributed.count() == 1:
             return own
         return SharedSampler(own, pad_id=self.base.tokens.pad_id, device=self.base.device)
@@ -92,10 +103,22 @@ class RunContext:
         return LearnedReward(self.base, role)
 
     def load_policy(self, role: str, artifact: Artifact) -> str:
-        """The policy of an artifact under the name `role`."""
+        """The policy of an artifact of its own under the name `role`."""
         self.forget(role)
-        self.base.load_policy(role, artifact.folder / "adapter")
+        self.base.load_policy(role, adapter_folder(artifact.folder))
         return role
+
+    def load_standing(self, role: str, artifact: Artifact) -> str | None:
+        """As `load_policy`, for a gate too: the policy that it promoted. None where that is the reference itself."""
+        found = self.find_policy(artifact)
+        return None if found is None else self.load_policy(role, found)
+
+    def find_policy(self, artifact: Artifact) -> Artifact | None:
+        """The artifact whose weights stand for `artifact`; None: the reference's, which has none of its own."""
+        if artifact.kind == "gate":
+            kind, _, key = str(artifact.summary["promoted_policy"]).partition("/")
+            return self.workspace.find(kind, key) if key else None
+        return artifact if adapter_folder(artifact.folder).is_dir() else None
 
     def forget(self, role: str) -> None:
         """Free the role if it exists."""
@@ -103,13 +126,22 @@ class RunContext:
             self.base.remove(role)
 
     def in_chunks(
-        self, stage: Stage, items: Sequence[T], size: int, make: Callable[[Sequence[T]], list[Any]]
+        self,
+        stage: Stage,
+        items: Sequence[T],
+        size: int,
+        make: Callable[[Sequence[T]], list[Any]],
+        *,
+        label: str = "chunk",
     ) -> list[Any]:
-        """`make` of each chunk of `items`, joined; chunks that a killed run finished are read, not made again."""
+        """`make` of each chunk of `items`, joined; chunks that a killed run finished are read, not made again.
+
+        label: apart for each such work of one stage.
+        """
         scratch = self.workspace.scratch_folder(stage.kind, stage.key)
         rows: list[Any] = []
         for number, chunk in enumerate(_chunks(items, size)):
-            path = scratch / f"chunk-{number:05d}.jsonl"
+            path = scratch / f"{label}-{number:05d}.jsonl"
             if not distributed.agree(path.exists()):
                 made = make(chunk)
                 if distributed.is_first():

@@ -117,7 +117,7 @@ def measure_machine(workspace: Workspace, config: Config, votes: int) -> Machine
         vocabulary=size.vocabulary,
         train_prompts=train,
         evaluation_prompts=evaluation,
-        pairs=votes if config.feedback.source == "votes" else train * own,
+        pairs=votes if config.feedback.source == "votes" else min(train * own, config.selection.pairs or train * own),
         prompt_tokens=_measure_prompts(name, prompts),
     )
 
@@ -253,9 +253,17 @@ def _count_evaluation(work: Work, config: Config, machine: Machine) -> None:
     work.add_reading(3 * items * row, machine.layers - machine.split, 3 * items * new)
 
 
+def _count_selection(work: Work, config: Config, machine: Machine) -> None:
+    """Two reward models read all samples, where the strategy goes by them; in round 1 nothing is read after all."""
+    if config.selection.strategy in ("uncertain", "conflict"):
+        row = machine.prompt_tokens + config.sample.max_new_tokens
+        work.add_reading(2 * machine.train_prompts * config.sample.completions * row, machine.layers)
+
+
 COUNTS: dict[str, Callable[[Work, Config, Machine], None]] = {
     "doctor": _count_doctor,
     "samples": _count_samples,
+    "selection": _count_selection,
     "sft": _count_sft,
     "reward_model": _count_proxy,
     "heldout_reward_model": _count_heldout,

@@ -1,28 +1,24 @@
 """The stages of the loop, in order, with the key of each artifact: the only place that knows them all.
 
-Implements the graph: which settings and which artifacts shape which stage. Leaves out what a stage does (`work`), how
-long it may take (`estimate`) and running it (`runner`).
+Implements the graph: which artifacts shape which stage, and what one round leaves to the next. Leaves out the settings
+of a stage (`sections`), what it does (`work`), how long it may take (`estimate`) and running it (`runner`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from accord.config import Config
-from accord.errors import DataError
-from accord.feedback.store import VoteStore
-from accord.loop import asking, fitting, improving, preparing, selecting
+from accord.loop import anchoring, asking, fitting, gating, improving, preparing, sampling, sections, selecting
 from accord.loop.context import RunContext, resolve_model
+from accord.loop.sections import dump
 from accord.models.size import compute_source_id
-from accord.types import compute_content_id, derive_seed
+from accord.types import derive_seed
 from accord.workspace import Draft, Workspace, compute_key
 
 Work = Callable[[RunContext, "Stage", Draft], None]
-Add = Callable[[str, int, Work, Mapping[str, Any], Mapping[str, str]], str]
 
 
 @dataclass(frozen=True)
@@ -54,82 +50,120 @@ def build_stages(workspace: Workspace, config: Config) -> list[Stage]:
     Raises:
         DataError: a prompt file is missing, or the loop rests on votes and there are none.
     """
-    stages: list[Stage] = []
-
-    def add(kind: str, number: int, work: Work, section: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-        seed = derive_seed(config.project.seed, kind, number)
-        stages.append(Stage(kind, number, VERSIONS[kind], section, parents, seed, work))
-        return stages[-1].address
-
-    model = {"model": _dump(config.model), "source": compute_source_id(resolve_model(workspace, config))}
-    doctor = add("doctor", 1, preparing.examine_model, model, {})
-    reference, policy = doctor, ""
-    voted: dict[str, str] = {}
-    judged: dict[str, str] = {}
+    graph = _Graph(workspace, config)
     for number in range(1, config.project.rounds + 1):
-        prompts, voted = _add_votes(add, workspace, config, number, reference, policy, voted, judged)
-        preferences = add(
-            "preferences", number, preparing.reach_consensus, {"consensus": config.feedback.consensus}, voted
-        )
-        grounds = {"prompts": prompts, "preferences": preferences, "reference": reference}
-        if config.sft.epochs and number == 1:
-            reference = add("sft", number, improving.fine_tune, {"sft": _dump(config.sft), **model}, grounds)
-            grounds = {**grounds, "reference": reference}
-        fit = {
-            "reward_model": _dump(config.reward_model),
-            "sample": _dump(config.sample),
-            "heldout_fraction": config.feedback.heldout_fraction,
-        }
-        proxy = add("reward_model", number, fitting.fit_proxy, fit, grounds)
-        heldout = add("heldout_reward_model", number, fitting.fit_heldout, fit, grounds)
-        judged = {"proxy": proxy, "heldout": heldout, "preferences": preferences}
-        judges = {"prompts": prompts, "proxy": proxy, "heldout": heldout, "reference": reference}
-        start = {"start": policy} if policy else {}
-        policy = add("policy", number, improving.improve_policy, _policy_section(config), {**judges, **start})
-        shown: dict[str, Any] = {"evaluation": _dump(config.evaluation), "sample": _dump(config.sample)}
-        if config.feedback.source == "simulated":
-            shown["gold"] = config.simulation.utility
-        add("evaluation", number, improving.evaluate, shown, {**judges, "policy": policy})
-    return stages
+        graph.add_round(number)
+    return graph.stages
 
 
-def _add_votes(
-    add: Add,
-    workspace: Workspace,
-    config: Config,
-    number: int,
-    reference: str,
-    policy: str,
-    voted: dict[str, str],
-    judged: dict[str, str],
-) -> tuple[str, dict[str, str]]:
-    """The stages up to the votes of one round; returns the prompts' address and all votes so far.
+class _Graph:
+    """The stages so far, and the addresses ("KIND/KEY") that one round leaves to the next.
 
-    Votes that are there already come first and may name the prompts; annotators, simulated or not, who judge the
-    round's own samples need prompts and samples before they vote. `judged`: reward models and preferences of the round
-    before, which may choose the pairs.
+    champion: the gate of the round before, which names the policy that was promoted last. policies: each round's
+    candidate, promoted or not. voted: every votes stage so far. judged: the last round's reward models and preferences.
     """
-    chosen = _prompts(workspace, config)
-    if config.feedback.source == "votes":
-        voted = {"votes": add("votes", number, preparing.collect_votes, _snapshot(workspace, config), {})}
-        return add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference, **voted}), voted
-    prompts = add("prompts", number, preparing.choose_prompts, chosen, {"reference": reference})
-    author = {"policy": policy} if policy else {}
-    parents = {"prompts": prompts, "reference": reference, **author}
-    samples = add("samples", number, preparing.sample_completions, {"sample": _dump(config.sample)}, parents)
-    shown = {"samples": samples}
-    if config.selection.pairs:
-        section, known = selecting.describe_choice(config, voted, judged)
-        known = {**shown, "reference": reference, **known}
-        shown["selection"] = add("selection", number, selecting.choose_pairs, section, known)
-    if config.feedback.source == "people":
-        label = config.label
-        asked = {"ask": label.ask, "overlap": label.overlap, "overlap_share": label.overlap_share}
-        votes = add("votes", number, asking.ask_people, {"label": asked}, shown)
-        return prompts, {**voted, f"votes_{number}": votes}
-    simulation = {"simulation": _dump(config.simulation)}
-    votes = add("votes", number, preparing.simulate_annotators, simulation, shown)
-    return prompts, {**voted, f"votes_{number}": votes}
+
+    def __init__(self, workspace: Workspace, config: Config) -> None:
+        self.workspace, self.config = workspace, config
+        self.stages: list[Stage] = []
+        self.model = {"model": dump(config.model), "source": compute_source_id(resolve_model(workspace, config))}
+        self.reference = self.add("doctor", 1, preparing.examine_model, self.model, {})
+        self.prompts = self.champion = self.anchor = ""
+        self.policies: list[str] = []
+        self.voted: dict[str, str] = {}
+        self.judged: dict[str, str] = {}
+
+    def add(self, kind: str, number: int, work: Work, section: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+        """Append one stage; returns its address."""
+        seed = derive_seed(self.config.project.seed, kind, number)
+        self.stages.append(Stage(kind, number, VERSIONS[kind], section, parents, seed, work))
+        return self.stages[-1].address
+
+    def add_round(self, number: int) -> None:
+        """One time round the loop."""
+        config = self.config
+        self._add_votes(number)
+        consensus = {"consensus": config.feedback.consensus}
+        preferences = self.add("preferences", number, preparing.reach_consensus, consensus, self.voted)
+        if config.sft.epochs and number == 1:
+            grounds = {"prompts": self.prompts, "preferences": preferences, "reference": self.reference}
+            settings = {"sft": dump(config.sft), **self.model}
+            self.reference = self.add("sft", number, improving.fine_tune, settings, grounds)
+        grounds = {"prompts": self.prompts, "preferences": preferences, "reference": self.reference}
+        fit = sections.describe_fit(config)
+        proxy = self.add("reward_model", number, fitting.fit_proxy, fit, grounds)
+        heldout = self.add("heldout_reward_model", number, fitting.fit_heldout, fit, grounds)
+        self.judged = {"proxy": proxy, "heldout": heldout, "preferences": preferences}
+        self._add_policy(
+            number, {"prompts": self.prompts, "proxy": proxy, "heldout": heldout, "reference": self.reference}
+        )
+
+    def _add_votes(self, number: int) -> None:
+        """The stages up to the votes of a round. Prompts are chosen once, so that none changes sides later on.
+
+        Votes that are there already come first and may name the prompts; annotators, simulated or not, who judge the
+        round's own samples need prompts and samples before they vote.
+        """
+        config = self.config
+        before = {"reference": self.reference}
+        if config.feedback.source == "votes" and number == 1:
+            snapshot = sections.describe_votes(self.workspace, config)
+            self.voted = {"votes": self.add("votes", number, preparing.collect_votes, snapshot, {})}
+            before |= self.voted
+        if number == 1:
+            chosen = sections.describe_prompts(self.workspace, config)
+            self.prompts = self.add("prompts", number, preparing.choose_prompts, chosen, before)
+        if config.feedback.source == "votes":
+            return
+        shown = {"samples": self._add_samples(number)}
+        if config.selection.pairs:
+            section, known = selecting.describe_choice(config, self.voted, self.judged)
+            known = {**shown, "reference": self.reference, **known}
+            shown["selection"] = self.add("selection", number, selecting.choose_pairs, section, known)
+        section = sections.describe_asking(self.workspace, config)
+        if number > 1:
+            shown["disputed"] = self.policies[-1]
+            if config.rounds.anchor_pairs:
+                section["anchor_pairs"] = config.rounds.anchor_pairs
+                shown["first_votes"] = self.voted["votes_1"]
+        work = asking.ask_people if config.feedback.source == "people" else preparing.simulate_annotators
+        self.voted = {**self.voted, f"votes_{number}": self.add("votes", number, work, section, shown)}
+
+    def _add_samples(self, number: int) -> str:
+        parents = {"prompts": self.prompts, "reference": self.reference}
+        section: dict[str, Any] = {"sample": dump(self.config.sample)}
+        if number > 1:
+            parents["policy"] = self.champion
+            section["earlier_share"] = self.config.rounds.earlier_share
+            parents |= {f"policy_{i}": address for i, address in enumerate(self.policies, 1)}
+        return self.add("samples", number, sampling.sample_completions, section, parents)
+
+    def _add_policy(self, number: int, judges: Mapping[str, str]) -> None:
+        """Policy, evaluation and gate of a round; the policy starts from the champion and stays near the anchor."""
+        start = {"start": self.champion} if self.champion else {}
+        anchored = {"anchor": self._add_anchor(number)} if number > 1 else {}
+        anchored = {name: address for name, address in anchored.items() if address}
+        settings = sections.describe_policy(self.config)
+        policy = self.add("policy", number, improving.improve_policy, settings, {**judges, **start, **anchored})
+        shown = sections.describe_evaluation(self.config)
+        evaluation = self.add("evaluation", number, improving.evaluate, shown, {**judges, "policy": policy})
+        champion = {"champion": self.champion} if self.champion else {}
+        measured = {**judges, "policy": policy, "evaluation": evaluation, **champion}
+        self.champion = self.add("gate", number, gating.pass_gate, sections.describe_gate(self.config), measured)
+        self.policies.append(policy)
+
+    def _add_anchor(self, number: int) -> str:
+        """What KL is measured from after round 1: "" for the base, the promoted policy, or the moving average."""
+        rounds = self.config.rounds
+        if rounds.reference == "base":
+            return ""
+        if rounds.reference == "previous":
+            return self.champion
+        older = {"older": self.anchor} if self.anchor else {}
+        parents = {"promoted": self.champion, "reference": self.reference, **older}
+        section = {"ema_decay": rounds.ema_decay, "adapter": self.config.model.adapter}
+        self.anchor = self.add("anchor", number, anchoring.move_anchor, section, parents)
+        return self.anchor
 
 
 VERSIONS = {
@@ -142,42 +176,9 @@ VERSIONS = {
     "sft": 1,
     "reward_model": 1,
     "heldout_reward_model": 1,
-    "policy": 1,
+    "policy": 2,
     "evaluation": 1,
+    "gate": 1,
+    "anchor": 1,
 }
 """Raised when a stage's code would make another artifact from the same inputs; part of every key."""
-
-
-def _dump(section: Any) -> dict[str, Any]:
-    result: dict[str, Any] = section.model_dump(mode="json")
-    return result
-
-
-def _policy_section(config: Config) -> dict[str, Any]:
-    """The settings of the chosen method only, so that another method's knobs do not spoil a finished policy."""
-    method = config.policy.method
-    own = {method: _dump(getattr(config, method))} if hasattr(config, method) else {}
-    return {"policy": _dump(config.policy), "sample": _dump(config.sample), **own}
-
-
-def _snapshot(workspace: Workspace, config: Config) -> dict[str, Any]:
-    """The votes that are in the database now, as one hash: more votes make another artifact."""
-    store = VoteStore(workspace.locate_votes(config.project.database))
-    ids = [vote.id for vote in store.votes(current=True) if not vote.simulated]
-    if not ids:
-        raise DataError(
-            "no votes in feedback.db", where=str(workspace.root), mend=f"accord import {workspace.root} FILE"
-        )
-    return {"votes": len(ids), "snapshot": compute_content_id(ids)}
-
-
-def _prompts(workspace: Workspace, config: Config) -> dict[str, Any]:
-    """Settings of the prompts stage, with the hash of each file that it reads."""
-    section: dict[str, Any] = {"prompts": _dump(config.prompts)}
-    for name in ("train", "evaluation"):
-        source = getattr(config.prompts, name)
-        if source in ("starter", "votes", "split"):
-            continue
-        path = preparing.find_prompt_file(workspace, source)
-        section[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return section

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from accord.evaluation import evaluate_policy
+from accord.loop.anchoring import load_anchor
 from accord.loop.context import RunContext, adapter_folder
 from accord.loop.preparing import load_preferences, load_prompts
-from accord.rewards import find_text_reward
+from accord.loop.watching import build_watch, record_watch
+from accord.rewards import as_source, find_text_reward
 from accord.training import TRAINERS, TrainingJob, train_sft
 from accord.workspace import Draft, FolderCheckpoint
 
@@ -44,9 +46,8 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
     heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
     context.forget("policy")
-    if "start" in stage.parents:
-        context.load_policy("policy", context.parent(stage, "start"))
-    else:
+    start = context.load_standing("policy", context.parent(stage, "start")) if "start" in stage.parents else None
+    if start is None:
         base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
     base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
     job = TrainingJob(
@@ -57,17 +58,20 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         generator=context.sampler(),
         proxy=proxy,
         heldout=heldout,
-        reference=None,
+        reference=load_anchor(context, stage),
         config=cfg,
         seed=stage.seed,
         progress=context.progress,
         checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
+        watch=build_watch(cfg),
+        gold=as_source(find_text_reward(stage.section["gold"])) if "gold" in stage.section else None,
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))
     for role in list(base.roles()):
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
+    record_watch(context, draft, result)
     draft.summary.update(
         base_fingerprint=base.fingerprint,
         method=cfg.policy.method,

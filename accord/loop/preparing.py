@@ -1,13 +1,14 @@
-"""Stages before anything is fitted: model examined, prompts chosen, completions sampled, votes cast, consensus reached.
+"""Stages before anything is fitted: model examined, prompts chosen, votes cast, consensus reached.
 
-Implements these stages on the rooms below. Leaves out their order (`graph`) and the statistics of votes (`feedback`).
+Implements these stages on the rooms below. Leaves out sampling (`sampling`), the order of stages (`graph`) and the
+statistics of votes (`feedback`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,9 +30,6 @@ from accord.workspace import Draft, Workspace
 
 if TYPE_CHECKING:
     from accord.loop.graph import Stage
-
-SAMPLE_CHUNK = 64
-"""Prompts sampled between two chunk files: what a kill costs while sampling."""
 
 DEFAULT_ANNOTATORS = (
     AnnotatorSection(name="expert", skill=16.0),
@@ -142,37 +140,6 @@ def _short_enough(context: RunContext, prompts: Sequence[Prompt]) -> list[Prompt
 def load_prompts(context: RunContext, stage: Stage, part: str) -> list[Prompt]:
     """The `train` or `evaluation` prompts of the stage's prompts artifact."""
     return [Prompt.from_dict(row) for row in context.parent(stage, "prompts").read_jsonl(f"{part}.jsonl")]
-
-
-def sample_completions(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """K completions of each training prompt from the policy that the round starts from."""
-    sample = context.config.sample
-    prompts = load_prompts(context, stage, "train")
-    role = context.load_policy("sampled", context.parent(stage, "policy")) if "policy" in stage.parents else None
-    sampler = context.sampler(on_tokens=context.progress.advance)
-    context.progress.begin("sampling", len(prompts) * sample.completions * sample.max_new_tokens, "tokens")
-
-    def sample_chunk(chunk: Sequence[Prompt]) -> list[Any]:
-        repeated = [p for p in chunk for _ in range(sample.completions)]
-        seeds = [derive_seed(stage.seed, p.id, k) for p in chunk for k in range(sample.completions)]
-        rollout = sampler.generate(
-            role, repeated, seeds=seeds, max_new_tokens=sample.max_new_tokens, temperature=sample.temperature
-        )
-        texts = [
-            replace(c, origin=stage.parents.get("policy", stage.parents["reference"])).to_dict()
-            for c in rollout.completions
-        ]
-        return [
-            {"prompt": p.to_dict(), "completions": texts[i * sample.completions : (i + 1) * sample.completions]}
-            for i, p in enumerate(chunk)
-        ]
-
-    rows = context.in_chunks(stage, prompts, SAMPLE_CHUNK, sample_chunk)
-    context.forget("sampled")
-    draft.write_jsonl("samples.jsonl", rows)
-    finished = [c["finished"] for row in rows for c in row["completions"]]
-    draft.summary["completions"] = len(finished)
-    draft.summary["finished_share"] = sum(finished) / len(finished)
 
 
 def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None:

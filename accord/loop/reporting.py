@@ -14,7 +14,11 @@ from accord.config import Config
 from accord.errors import WorkspaceError
 from accord.evaluation.report import render_report
 from accord.loop.graph import Stage, build_stages
+from accord.loop.rounds import tabulate_round
 from accord.workspace import Artifact, Workspace, dump_json, replace_file
+
+DISPUTED_SHOWN = 4
+"""Disputed answers on the page; all of them lie in the policy's artifact."""
 
 
 def build_report(workspace: Workspace, config: Config) -> list[Path]:
@@ -32,6 +36,7 @@ def build_report(workspace: Workspace, config: Config) -> list[Path]:
         if "evaluation" not in artifacts:
             continue
         report = gather_report(workspace, config, number, own, artifacts)
+        report["rounds"] = [tabulate_round(workspace, stages, i) for i in range(1, number + 1)]
         folder = workspace.round_folder(number)
         replace_file(folder / "report.json", dump_json(report))
         replace_file(folder / "report.html", render_report(report))
@@ -65,8 +70,11 @@ def gather_report(
             "stopped": policy.summary["stopped"],
             "history": policy.read_jsonl("history.jsonl"),
             "max_kl_nats": config.policy.max_kl_nats,
+            "anchor": config.rounds.reference if "anchor" in policy.manifest["parents"] else "base",
         },
         "evaluation": result.read_json("evaluation.json"),
+        "gate": artifacts["gate"].read_json("gate.json") if "gate" in artifacts else None,
+        "alarm": policy.read_json("alarm.json") | {"disputed": policy.read_jsonl("disputed.jsonl")[:DISPUTED_SHOWN]},
         "lineage": [
             {"kind": a.kind, "key": a.key, "parents": dict(a.manifest["parents"])} for a in workspace.ancestors(result)
         ],

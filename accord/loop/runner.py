@@ -27,6 +27,7 @@ from accord.loop.context import RunContext
 from accord.loop.estimate import Estimate, estimate_stage, measure_machine
 from accord.loop.graph import Stage, build_stages
 from accord.loop.reporting import build_report
+from accord.loop.rounds import find_end
 from accord.loop.selecting import explain_choice
 from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
 from accord.rewards import find_text_reward
@@ -149,11 +150,14 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    made = already = 0
+    made = already = last = 0
     with workspace.lock() if distributed.is_first() else nullcontext():
         stages = distributed.agree(build_stages(workspace, config))
         context = RunContext(workspace, config, progress, wait=wait)
         for stage in stages:
+            if stage.round > 1 and stage.round != last and find_end(workspace, config, stages, stage.round):
+                break
+            last = stage.round
             name = f"{stage.round:03d}/{stage.kind}"
             if distributed.agree(workspace.find(stage.kind, stage.key)):
                 shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key), ignore_errors=True)
@@ -165,9 +169,8 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
             seconds = _make(context, stage)
             progress.stage(name, "finished", seconds)
             made += 1
-        if distributed.is_first():
-            build_report(workspace, config)
-    return RunResult(str(workspace.round_folder(config.project.rounds) / "report.html"), made, already)
+        written = distributed.agree(build_report(workspace, config) if distributed.is_first() else [])
+    return RunResult(str(written[-1]), made, already)
 
 
 def _make(context: RunContext, stage: Stage) -> float:
@@ -185,7 +188,7 @@ def _make(context: RunContext, stage: Stage) -> float:
 
 def _write(context: RunContext, stage: Stage) -> None:
     """Make one artifact and write its line of the ledger."""
-    started = time.perf_counter()
+    started, tokens = time.perf_counter(), context.sampled_tokens
     context.stand_on(stage)
     with context.workspace.create(
         stage.kind,
@@ -207,6 +210,7 @@ def _write(context: RunContext, stage: Stage) -> None:
             "key": stage.key,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
+            "sampled_tokens": context.sampled_tokens - tokens,
             "peak_rss_bytes": measure_peak_rss(),
         },
     )

@@ -11,6 +11,7 @@ from accord.errors import ConfigError
 from accord.rewards.best_of_n import choose_best
 from accord.rewards.learned import LearnedReward, Scorer
 from accord.rewards.mixture import Mixture, MixtureScores
+from accord.rewards.refusal import refusal
 from accord.rewards.rules import (
     build_pattern_reward,
     enough_words,
@@ -35,11 +36,12 @@ TEXT_REWARDS: dict[str, TextReward] = {
     "no_repetition": no_repetition,
     "on_topic": on_topic,
     "plain_words": plain_words,
+    "refusal": refusal,
     "sentiment": sentiment,
     "toxicity": toxicity,
     "warmth": warmth,
 }
-"""What a setting may name. Higher is better, except for `toxicity`."""
+"""What a setting may name. Higher is better, except for `toxicity` and `refusal`."""
 
 
 def find_text_reward(name: str, *, where: str | None = None) -> TextReward:

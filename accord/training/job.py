@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accord.config import Config
+from accord.looks import Alarm, Look, Watch
 from accord.models import Base
 from accord.types import Checkpoint, Generator, Progress, Prompt, RewardSource
 
@@ -24,7 +25,8 @@ class TrainingJob:
     prompts train; validation_prompts, disjoint from them, choose the best checkpoint. proxy is what is optimised;
     heldout, fitted on other votes, only judges (None: the proxy judges). reference: the role that the policy must stay
     near, None for the base with no adapter. checkpoint keeps a killed run's state. A method without a critic leaves
-    that role alone.
+    that role alone. watch: asked after every held-out evaluation whether an alarm rings; gold and disagreement are
+    recorded beside the scores and never used.
     """
 
     base: Base
@@ -40,6 +42,9 @@ class TrainingJob:
     checkpoint: Checkpoint
     policy: str = "policy"
     critic: str = "critic"
+    watch: Watch | None = None
+    gold: RewardSource | None = None
+    disagreement: RewardSource | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,12 @@ class TrainingResult:
     """What a policy trainer returns; the policy's role holds the best weights.
 
     history: one `MetricRow` an update, the first (update 0) from before any. best_update: the update whose weights the
-    policy now holds; 0 where nothing beat the start. stopped: why it ended before its last update, or None.
+    policy now holds; 0 where nothing beat the start. stopped: why it ended before its last update, or None. looks:
+    every held-out evaluation; alarms: what rang.
     """
 
     history: list[MetricRow]
     best_update: int
     stopped: str | None = None
+    looks: Sequence[Look] = ()
+    alarms: Sequence[Alarm] = ()

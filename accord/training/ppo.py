@@ -25,6 +25,7 @@ from accord.functional import (
     shape_rewards,
     update_kl_coef,
 )
+from accord.looks import Watch
 from accord.losses import POLICY_OBJECTIVES, combine_metrics, compute_log_ratio, compute_value_loss
 from accord.models import Base
 from accord.training import checks
@@ -64,6 +65,9 @@ def train_ppo(
     reference: str | None = None,
     heldout: RewardSource | None = None,
     validation_prompts: Sequence[Prompt] = (),
+    watch: Watch | None = None,
+    gold: RewardSource | None = None,
+    disagreement: RewardSource | None = None,
 ) -> TrainingResult:
     """Improve `policy` in place by `cfg.updates` rollouts; afterwards it holds the best weights (see `selection.Best`).
 
@@ -77,7 +81,10 @@ def train_ppo(
     """
     checks.check_tokens(base.tokens)
     objective = POLICY_OBJECTIVES[cfg.objective]
-    judge = Judge(base, policy, reference, generator, heldout or reward, validation_prompts, sample, max_kl_nats, seed)
+    judge = Judge(
+        base, policy, reference, generator, heldout or reward, reward, validation_prompts, sample, max_kl_nats, seed,
+        gold=gold, disagreement=disagreement, watch=watch,
+    )  # fmt: skip
     optimizers = {
         policy: build_optimizer(base, policy, cfg.learning_rate),
         critic: build_optimizer(base, critic, cfg.critic_learning_rate),
@@ -86,7 +93,7 @@ def train_ppo(
     progress.begin("ppo", cfg.updates, "updates")
     progress.advance(state.update)
     clock = Stopwatch()
-    while state.update < cfg.updates and not find_stop(state.history, max_kl_nats):
+    while state.update < cfg.updates and not find_stop(state, max_kl_nats):
         update, where = state.update + 1, f"ppo, update {state.update + 1}"
 
         # y ~ pi_old(. | x); the frozen trunk once, then log pi_old, log pi_ref and V on top of it.
@@ -162,31 +169,32 @@ def train_ppo(
             "learning_rate": rates[0],
             "sampler_gap": gap,
             **merge_means(steps),
+            **judge.observe(rollout, old.trunk),
         }
         if cfg.kl_controller == "adaptive":
             state.kl_coef = update_kl_coef(state.kl_coef, kl_nats, cfg.kl_target_nats, len(rollout), cfg.kl_horizon)
-        if update % cfg.evaluate_every == 0 or update == cfg.updates:
-            row |= judge.evaluate(where)
-            clock.lap("evaluate")
-        state.finish_update(row, judge)
+        due = update % cfg.evaluate_every == 0 or update == cfg.updates
+        look = judge.take_look(update, where) if due else None
+        state.finish_update(row, look, judge)
+        clock.lap("evaluate")
         checks.check_history(state.history, cfg.updates)
         if update % cfg.checkpoint_every == 0:
             state.save(base, optimizers, checkpoint)
         clock.lap("checkpoint")
         progress.advance()
-        progress.log({**row, **clock.read(), **checks.find_warnings(row)})
-    stopped = find_stop(state.history, max_kl_nats)
-    state.best.restore(base, policy)
-    best_update = state.best.update if state.best.weights else state.update
-    return TrainingResult(state.history, best_update, stopped)
+        progress.log({**state.history[-1], **clock.read(), **checks.find_warnings(row)})
+    stopped, best = find_stop(state, max_kl_nats), state.record.best
+    best.restore(base, policy)
+    best_update = best.update if best.weights else state.update
+    return TrainingResult(state.history, best_update, stopped, state.record.looks, state.record.alarms)
 
 
-def find_stop(history: Sequence[MetricRow], max_kl_nats: float) -> str | None:
-    """Why the run should end now, or None: its last rollout was beyond `BUDGETS_BEFORE_STOP` KL budgets."""
-    kl_nats = history[-1].get("kl_nats", 0.0) if history else 0.0
-    if kl_nats <= BUDGETS_BEFORE_STOP * max_kl_nats:
-        return None
-    return f"KL reached {kl_nats:.1f} nats a sequence at update {history[-1]['update']}, budget {max_kl_nats}"
+def find_stop(state: PpoState, max_kl_nats: float) -> str | None:
+    """Why the run should end now, or None: an alarm rings, or the last rollout is beyond `BUDGETS_BEFORE_STOP`."""
+    row = state.history[-1]
+    if row.get("kl_nats", 0.0) > BUDGETS_BEFORE_STOP * max_kl_nats:
+        return f"KL reached {row['kl_nats']:.1f} nats a sequence at update {row['update']}, budget {max_kl_nats}"
+    return state.record.stopped
 
 
 def run_ppo(job: TrainingJob) -> TrainingResult:
@@ -207,4 +215,7 @@ def run_ppo(job: TrainingJob) -> TrainingResult:
         reference=job.reference,
         heldout=job.heldout,
         validation_prompts=job.validation_prompts,
+        watch=job.watch,
+        gold=job.gold,
+        disagreement=job.disagreement,
     )

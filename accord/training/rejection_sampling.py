@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accord.looks import Alarm, Look
 from accord.rewards import choose_best
 from accord.training.checks import check_finite, check_rollout
 from accord.training.job import MetricRow, TrainingJob, TrainingResult
 from accord.training.optimization import check_reference, compute_reference_hash, select
-from accord.training.selection import Best, Judge
+from accord.training.selection import Best, Judge, Record, summarise_look
 from accord.training.sequences import TokenTree
 from accord.training.sft import fit_sequences
 from accord.types import Checkpoint, Rollout, derive_seed
@@ -38,28 +39,31 @@ def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
     """
     cfg, sample, base = job.config.rejection_sampling, job.config.sample, job.base
     judge = Judge(
-        base, job.policy, job.reference, job.generator, job.heldout or job.proxy, job.validation_prompts, sample,
-        job.config.policy.max_kl_nats, job.seed,
+        base, job.policy, job.reference, job.generator, job.heldout or job.proxy, job.proxy, job.validation_prompts,
+        sample, job.config.policy.max_kl_nats, job.seed, job.gold, job.disagreement, job.watch,
     )  # fmt: skip
     store = _Store(job.checkpoint, compute_reference_hash(base, job.reference))
     if not store.resume():
         sequences, metrics = choose_winners(job)
-        first: MetricRow = {"update": 0, **metrics, **judge.evaluate("rejection sampling, before")}
-        store.best.consider(first, judge)
+        look = judge.take_look(0, "rejection sampling, before")
+        first: MetricRow = {"update": 0, **metrics, **summarise_look(look)}
+        store.record.add(look, judge)
         store.begin(sequences, first)
 
     def judge_epoch(row: Mapping[str, float | int]) -> MetricRow:
-        found = judge.evaluate(f"rejection sampling, epoch {row['update']}")
-        store.best.consider({**row, **found}, judge)
-        return found
+        found = judge.take_look(int(row["update"]), f"rejection sampling, epoch {row['update']}")
+        store.record.add(found, judge)
+        return summarise_look(found)
 
     result = fit_sequences(
         base, job.policy, store.winners, cfg, seed=job.seed, progress=job.progress, checkpoint=store,
         after_epoch=judge_epoch,
     )  # fmt: skip
-    store.best.restore(base, job.policy)
-    best_update = store.best.update if store.best.weights else cfg.epochs
-    return TrainingResult([store.first, *result.history], best_update)
+    record = store.record
+    record.best.restore(base, job.policy)
+    best_update = record.best.update if record.best.weights else cfg.epochs
+    history = [store.first, *result.history]
+    return TrainingResult(history, best_update, record.stopped, record.looks, record.alarms)
 
 
 def choose_winners(job: TrainingJob) -> tuple[list[TokenTree], dict[str, float]]:
@@ -110,7 +114,7 @@ class _Store:
         self.reference = reference
         self.winners: list[TokenTree] = []
         self.first: MetricRow = {}
-        self.best = Best()
+        self.record = Record()
 
     def begin(self, winners: Sequence[TokenTree], first: MetricRow) -> None:
         """Keep what sampling gave before fine-tuning starts."""
@@ -122,10 +126,12 @@ class _Store:
         ours = {
             "winners": [[list(s.ids), s.branch_tokens[0]] for s in self.winners],
             "first": self.first,
-            "best": [self.best.update, self.best.score],
+            "best": [self.record.best.update, self.record.best.score],
+            "looks": [look.to_dict() for look in self.record.looks],
+            "alarms": [alarm.to_dict() for alarm in self.record.alarms],
             "reference_role": self.reference,
         }
-        best = {BEST + name: value for name, value in self.best.weights.items()}
+        best = {BEST + name: value for name, value in self.record.best.weights.items()}
         self.inner.save({**tensors, **best}, {**state, **ours})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -143,5 +149,6 @@ class _Store:
         self.winners = [TokenTree(tuple(ids), (count,)) for ids, count in state["winners"]]
         self.first = state["first"]
         update, score = state["best"]
-        self.best = Best(update, score, select(tensors, BEST))
+        looks, alarms = map(Look.from_dict, state["looks"]), [Alarm(**row) for row in state["alarms"]]
+        self.record = Record(list(looks), alarms, Best(update, score, select(tensors, BEST)))
         return True

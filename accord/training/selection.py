@@ -1,7 +1,8 @@
-"""The best checkpoint: which of a run's policies is kept.
+"""The best checkpoint, and the watch over a run: looks at a policy in training, and which of them is kept.
 
-Implements held-out score within a KL budget, on validation prompts with fixed seeds, so that two policies are compared
-on the same draws. Leaves out the final evaluation (`accord/evaluation`), which uses prompts that chose nothing.
+Implements looks on validation prompts with fixed seeds, so that two policies are compared on the same draws; held-out
+score within a KL budget; and asking, after each look, whether an alarm rings. Leaves out what makes one ring
+(`accord/evaluation`, through `looks.Watch`), and the final evaluation, which uses prompts that chose nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from accord.config.schema import SampleSection
 from accord.functional import compute_sequence_kl
+from accord.looks import Alarm, Look, Watch
 from accord.models import Base
+from accord.rewards import LearnedReward
 from accord.training.checks import check_finite
 from accord.training.experience import compute_kl_terms, compute_trunk
 from accord.training.job import MetricRow
-from accord.types import Generator, Prompt, RewardSource, derive_seed
+from accord.types import Generator, Prompt, RewardSource, Rollout, derive_seed
 
 EVALUATION_BATCH = 16
 """Sequences in a pass without gradients; changes memory and speed only."""
@@ -25,29 +28,30 @@ EVALUATION_BATCH = 16
 
 @dataclass(frozen=True)
 class Judge:
-    """Who chooses: a reward source that training never sees, the prompts it is asked on, and the KL budget.
+    """Who looks and chooses: a reward source that training never sees, the prompts it is asked on, and the KL budget.
 
-    No prompts: nobody chooses, and the last weights are kept.
+    No prompts: nobody chooses, and the last weights are kept. proxy is what training optimises; gold and disagreement
+    are only recorded. watch: what is asked after every look; None: no alarm.
     """
 
     base: Base
     policy: str
     reference: str | None
     generator: Generator
-    reward: RewardSource
+    heldout: RewardSource
+    proxy: RewardSource
     prompts: Sequence[Prompt]
     sample: SampleSection
     max_kl_nats: float
     seed: int
+    gold: RewardSource | None = None
+    disagreement: RewardSource | None = None
+    watch: Watch | None = None
 
-    def evaluate(self, where: str) -> MetricRow:
-        """Metrics of the policy as it is now; no metrics where there are no prompts.
-
-        heldout_score: mean score. heldout_kl_nats: mean over sequences of log pi - log pi_ref, which estimates
-        KL(policy || reference) per sequence. heldout_length_tokens: mean length.
-        """
+    def take_look(self, update: int, where: str) -> Look | None:
+        """What the policy as it is now answers to the validation prompts, and all scores; None without prompts."""
         if not self.prompts:
-            return {}
+            return None
         rollout = self.generator.generate(
             self.policy,
             self.prompts,
@@ -55,6 +59,7 @@ class Judge:
             max_new_tokens=self.sample.max_new_tokens,
             temperature=self.sample.temperature,
         )
+        trunk = compute_trunk(self.base, rollout, EVALUATION_BATCH)
         logprobs, _, ref_logprobs = compute_kl_terms(
             self.base,
             self.policy,
@@ -62,16 +67,64 @@ class Judge:
             reference=self.reference,
             temperature=self.sample.temperature,
             micro_batch_size=EVALUATION_BATCH,
-            trunk=compute_trunk(self.base, rollout, EVALUATION_BATCH),
+            trunk=trunk,
         )
-        kl = compute_sequence_kl(logprobs, ref_logprobs, rollout.completion_mask)
-        scores = self.reward(rollout)
-        check_finite({"held-out score": scores, "KL": kl}, where=where)
+        mask = rollout.completion_mask
+        kl = compute_sequence_kl(logprobs, ref_logprobs, mask)
+        sources = {"heldout": self.heldout, "proxy": self.proxy, "gold": self.gold, "disagreement": self.disagreement}
+        scores = {name: score_with_trunk(s, rollout, trunk) for name, s in sources.items() if s is not None}
+        check_finite({"KL": kl, **{f"{name} score": values for name, values in scores.items()}}, where=where)
+        return Look(
+            update=update,
+            prompts=tuple(self.prompts),
+            completions=rollout.completions,
+            token_ids=tuple(_list_different(ids[row]) for ids, row in zip(rollout.completion_ids, mask, strict=True)),
+            length_tokens=_list_numbers(mask.sum(1)),
+            kl_nats=_list_numbers(kl),
+            **{name: _list_numbers(values) for name, values in scores.items()},
+        )
+
+    def observe(self, rollout: Rollout, trunk: Tensor | None) -> MetricRow:
+        """Mean judge's score, gold and disagreement of a rollout of training: drawn beside its score, never used."""
+        sources = {"heldout": self.heldout, "gold": self.gold, "disagreement": self.disagreement}
         return {
-            "heldout_score": float(scores.mean()),
-            "heldout_kl_nats": float(kl.mean()),
-            "heldout_length_tokens": float(rollout.completion_mask.sum(1).float().mean()),
+            f"rollout_{name}": float(score_with_trunk(source, rollout, trunk).mean())
+            for name, source in sources.items()
+            if source is not None and source is not self.proxy
         }
+
+
+def score_with_trunk(source: RewardSource, rollout: Rollout, trunk: Tensor | None) -> Tensor:
+    """(B,) scores; a learned reward is spared the frozen layers, whose output for this rollout is `trunk`."""
+    return source(rollout, trunk) if isinstance(source, LearnedReward) else source(rollout)
+
+
+def summarise_look(look: Look | None) -> MetricRow:
+    """The means of a look, as a history holds them; nothing without one.
+
+    heldout_score: the judge's mean score. heldout_kl_nats: mean over sequences of log pi - log pi_ref, which estimates
+    KL(policy || reference) per sequence. heldout_length_tokens: mean length. validation_proxy, validation_gold,
+    validation_disagreement: means of what else was recorded on the same answers.
+    """
+    if look is None:
+        return {}
+    columns = {
+        "heldout_score": look.heldout,
+        "heldout_kl_nats": look.kl_nats,
+        "heldout_length_tokens": look.length_tokens,
+        "validation_proxy": look.proxy,
+        "validation_gold": look.gold,
+        "validation_disagreement": look.disagreement,
+    }
+    return {name: sum(values) / len(values) for name, values in columns.items() if values is not None}
+
+
+def _list_different(ids: Tensor) -> tuple[int, ...]:
+    return tuple(sorted({int(token) for token in ids.tolist()}))
+
+
+def _list_numbers(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(value) for value in values.tolist())
 
 
 @dataclass
@@ -99,3 +152,29 @@ class Best:
         """Give the policy the best weights back; nothing where nobody judged."""
         if self.weights:
             base.load_state(policy, self.weights)
+
+
+@dataclass
+class Record:
+    """All looks of a run, the alarms that rang, and the best policy so far."""
+
+    looks: list[Look] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+
+    def add(self, look: Look | None, judge: Judge) -> None:
+        """Ask the watch about the run with this look, and keep the policy where it is the best and nothing rings."""
+        if look is None:
+            return
+        self.looks.append(look)
+        ringing = judge.watch(self.looks) if judge.watch else ()
+        self.alarms.extend(ringing)
+        if not ringing:
+            self.best.consider({"update": look.update, **summarise_look(look)}, judge)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the run should end, in words; None where no alarm rings."""
+        if not self.alarms:
+            return None
+        return f"the alarm rang at update {self.alarms[0].update}. " + " ".join(alarm.reason for alarm in self.alarms)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from accord.config.schema import PpoSection
+from accord.looks import Alarm, Look
 from accord.models import Base
 from accord.training.job import MetricRow
 from accord.training.optimization import check_reference, compute_reference_hash, pack_roles, select, unpack_roles
-from accord.training.selection import Best, Judge
+from accord.training.selection import Best, Judge, Record, summarise_look
 from accord.types import Checkpoint
 
 BEST = "best/"
@@ -28,40 +29,43 @@ BEST = "best/"
 class PpoState:
     """update: updates done, from which follow the data cursor, the schedules and all seeds. kl_coef: beta for the next.
 
-    history: a row an update. best: the best policy so far. reference: what `compute_reference_hash` gave at the start.
+    history: a row an update. record: looks, alarms and the best policy so far. reference: what `compute_reference_hash`
+    gave at the start.
     """
 
     update: int
     kl_coef: float
     history: list[MetricRow]
-    best: Best
+    record: Record
     reference: str
 
     @classmethod
     def start(cls, base: Base, reference: str | None, judge: Judge, cfg: PpoSection) -> PpoState:
         """Before the first update: the policy as it came is judged, so that the best can be no worse than the start."""
-        state = cls(0, cfg.kl_coef, [], Best(), compute_reference_hash(base, reference))
-        row: MetricRow = {"update": 0, **judge.evaluate("ppo, update 0")}
-        state.history.append(row)
-        state.best.consider(row, judge)
+        state = cls(0, cfg.kl_coef, [], Record(), compute_reference_hash(base, reference))
+        look = judge.take_look(0, "ppo, update 0")
+        state.history.append({"update": 0, **summarise_look(look)})
+        state.record.add(look, judge)
         return state
 
-    def finish_update(self, row: MetricRow, judge: Judge) -> None:
-        """Count the update, keep its row, and keep the policy where it is the best so far."""
+    def finish_update(self, row: MetricRow, look: Look | None, judge: Judge) -> None:
+        """Count the update, keep its row and its look, and keep the policy where it is the best so far."""
         self.update += 1
-        self.history.append(row)
-        self.best.consider(row, judge)
+        self.history.append({**row, **summarise_look(look)})
+        self.record.add(look, judge)
 
     def save(self, base: Base, optimizers: Mapping[str, torch.optim.Optimizer], checkpoint: Checkpoint) -> None:
         """Replace the run's checkpoint."""
         tensors = pack_roles(base, optimizers)
-        tensors |= {BEST + name: value for name, value in self.best.weights.items()}
+        tensors |= {BEST + name: value for name, value in self.record.best.weights.items()}
         state = {
             "update": self.update,
             "kl_coef": self.kl_coef,
             "history": self.history,
-            "best_update": self.best.update,
-            "best_score": self.best.score,
+            "best_update": self.record.best.update,
+            "best_score": self.record.best.score,
+            "looks": [look.to_dict() for look in self.record.looks],
+            "alarms": [alarm.to_dict() for alarm in self.record.alarms],
             "reference": self.reference,
         }
         checkpoint.save(tensors, state)
@@ -87,4 +91,6 @@ class PpoState:
         check_reference(state["reference"], current, where="ppo checkpoint")
         unpack_roles(base, optimizers, tensors)
         best = Best(state["best_update"], state["best_score"], select(tensors, BEST))
-        return cls(state["update"], state["kl_coef"], state["history"], best, current)
+        looks = [Look.from_dict(row) for row in state["looks"]]
+        record = Record(looks, [Alarm(**row) for row in state["alarms"]], best)
+        return cls(state["update"], state["kl_coef"], state["history"], record, current)

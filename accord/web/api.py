@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from accord.errors import DataError
-from accord.feedback.items import NewItem
+from accord.feedback.items import NewItem, Overlap
 from accord.feedback.records import parse_completion, parse_prompt, require_different, vote_from_dict, vote_to_dict
 from accord.types import Vote
 from accord.web.callers import Caller, CurrentSite, Owner, Person
@@ -44,6 +44,9 @@ class ItemRequest(BaseModel):
     completions: list[Any] = Field(min_length=1, max_length=9, description="Texts, lists of messages, or objects.")
     overlap: int | None = Field(
         None, ge=1, le=100, description="How many people judge it; by default as the settings say."
+    )
+    gold: dict[str, Any] | None = Field(
+        None, description="The known answer, `choice`, `ranks` or `rating`: a check, asked of everybody."
     )
 
 
@@ -106,7 +109,15 @@ def add_items(
 ) -> Added:
     """Put things to judge into the queue. The same item twice is one."""
     fresh = [_read_item(item, number) for number, item in enumerate(items, 1)]
-    added = site.queue.add_items(fresh, round=0, seed=site.config.project.seed, actor=caller.name)
+    label = site.config.label
+    added = site.queue.add_items(
+        fresh,
+        round=0,
+        seed=site.config.project.seed,
+        actor=caller.name,
+        overlap=Overlap(share=label.overlap_share, high=label.overlap),
+        repeat_share=label.repeat_share,
+    )
     return Added(received=len(fresh), added=added)
 
 
@@ -119,6 +130,7 @@ def _read_item(item: ItemRequest, number: int) -> NewItem:
             prompt=parse_prompt(item.prompt),
             completions=completions,
             overlap=item.overlap,
+            gold=item.gold,
             source="api",
         )
     except DataError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from accord.feedback.people import People
 from accord.feedback.queue import Queue
 from accord.feedback.queue_schema import items
 from accord.loop.asking import VotesMissing
+from accord.loop.chatting import Silence
 from accord.loop.context import RunContext
 from accord.loop.graph import Stage, build_stages
 from accord.types import Completion, Preference, Prompt
@@ -28,18 +28,6 @@ SETTINGS = (
     "project.rounds=2", "policy.method=rejection_sampling", "rejection_sampling.candidates=2",
     "rejection_sampling.epochs=1", "feedback.heldout_fraction=0.5", "selection.pairs=16", "selection.random_share=0.25",
 )  # fmt: skip
-
-
-class Silence:
-    """A `types.Progress` that nobody watches."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
-    def log(self, metrics: Mapping[str, Any]) -> None: ...
 
 
 def run(folder: Path, *overrides: str) -> tuple[RunContext, list[Stage]]:

@@ -60,7 +60,7 @@ def test_a_second_round_starts_from_the_policy_of_the_first_and_keeps_its_votes(
     folder = build_tiny_project(tmp_path / "project")
     settings = ["project.rounds=2", "policy.method=rejection_sampling", "rejection_sampling.candidates=2"]
     recorder, report = run(folder, settings)
-    assert [name for name, state in recorder.stages if state == "finished"][-1] == "002/evaluation"
+    assert [name for name, state in recorder.stages if state == "finished"][-1] == "002/gate"
     kinds = [row["kind"] for row in report["lineage"]]
     assert kinds.count("policy") == 2 and kinds.count("votes") == 2
     second = report["feedback"]["votes"]

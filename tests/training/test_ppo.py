@@ -137,25 +137,28 @@ def test_another_reference_is_refused_on_resume() -> None:
 
 
 def test_the_best_policy_is_kept() -> None:
-    """The judge likes the policy after update 2 of 3, whatever it does: those weights come back, not the last."""
+    """The judge likes the policy after update 2 of 3, whatever it does: those weights come back, not the last.
+
+    It is asked at the start, and in each update about the rollout, which chooses nothing, and then about the look.
+    """
     base = build()
     calls = []
 
     def judge(rollout: Rollout) -> torch.Tensor:
         calls.append(base.state("policy"))
-        return torch.full((len(rollout),), {3: 5.0}.get(len(calls), 0.0))
+        return torch.full((len(rollout),), {4: 9.0, 5: 5.0}.get(len(calls), 0.0))
 
     cfg = SMALL.model_copy(update={"evaluate_every": 1})
     result = train(base, cfg, heldout=judge)
     assert result.best_update == 2
-    assert all(torch.equal(value, calls[2][name]) for name, value in base.state("policy").items())
-    assert any(not torch.equal(value, calls[3][name]) for name, value in base.state("policy").items())
+    assert all(torch.equal(value, calls[4][name]) for name, value in base.state("policy").items())
+    assert any(not torch.equal(value, calls[6][name]) for name, value in base.state("policy").items())
 
 
 def test_a_policy_beyond_the_budget_is_never_the_best() -> None:
     base = build()
     before = base.state("policy")
-    scores = iter((0.0, 1.0))
+    scores = iter((0.0, 1.0, 1.0))  # the start, the rollout, the look
     result = train(
         base,
         SMALL.model_copy(update={"updates": 1, "learning_rate": 2e-2}),

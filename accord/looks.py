@@ -1,0 +1,76 @@
+"""What a run in training shows of itself, and what is said of it: looks, alarms, and the seam between them.
+
+Implements the values alone, so that what takes looks (`training`), what judges them (`evaluation`) and what simulates
+them (`laboratory`) need not know one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from accord.types import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Look:
+    """One held-out evaluation of a policy in training; every look has the same n validation prompts and seeds.
+
+    update: updates done. completions (n,), token_ids (n,): the different tokens of each. kl_nats (n,): log pi - log
+    pi_ref of each completion. proxy (n,): what is optimised. heldout (n,): the independent judge. gold (n,): the hidden
+    utility, None where there is none; it is drawn and never decides. disagreement (n,): between the members of the
+    proxy's ensemble, None for a single model.
+    """
+
+    update: int
+    prompts: tuple[Prompt, ...]
+    completions: tuple[Completion, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    length_tokens: tuple[float, ...]
+    kl_nats: tuple[float, ...]
+    proxy: tuple[float, ...]
+    heldout: tuple[float, ...]
+    gold: tuple[float, ...] | None = None
+    disagreement: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, for a checkpoint."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return plain | {name: [item.to_dict() for item in plain[name]] for name in ("prompts", "completions")}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Look:
+        """Inverse of `to_dict`."""
+        rest: dict[str, Any] = {n: None if row[n] is None else tuple(row[n]) for n in _LOOK_NUMBERS}
+        return cls(
+            update=row["update"],
+            prompts=tuple(map(Prompt.from_dict, row["prompts"])),
+            completions=tuple(map(Completion.from_dict, row["completions"])),
+            token_ids=tuple(map(tuple, row["token_ids"])),
+            **rest,
+        )
+
+
+_LOOK_NUMBERS = ("length_tokens", "kl_nats", "proxy", "heldout", "gold", "disagreement")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Why training must stop. kind: docs/alarm.md. update: when it rang. reason: one or two sentences in plain words.
+
+    measured: the numbers that it rests on, by name.
+    """
+
+    kind: str
+    update: int
+    reason: str
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"kind", "update", "reason", "measured"}`."""
+        return {"kind": self.kind, "update": self.update, "reason": self.reason, "measured": dict(self.measured)}
+
+
+Watch = Callable[[Sequence[Look]], Sequence[Alarm]]
+"""What is asked after every look, with all looks of the run so far: the alarms that ring now; none: all is well."""

@@ -1,0 +1,85 @@
+"""Which settings shape which stage: the part of a key that comes from accord.toml and from what lies in the project.
+
+Implements one function a stage whose settings are more than one table. Leaves out the order of stages (`graph`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from accord.config import Config
+from accord.errors import DataError
+from accord.feedback.store import VoteStore
+from accord.loop import asking, preparing
+from accord.types import compute_content_id
+from accord.workspace import Workspace
+
+
+def dump(section: Any) -> dict[str, Any]:
+    """A section of accord.toml as plain values."""
+    result: dict[str, Any] = section.model_dump(mode="json")
+    return result
+
+
+def describe_policy(config: Config) -> dict[str, Any]:
+    """The settings of the chosen method only, so that another method's knobs do not spoil a finished policy."""
+    method = config.policy.method
+    own = {method: dump(getattr(config, method))} if hasattr(config, method) else {}
+    section = {"policy": dump(config.policy), "sample": dump(config.sample), "alarm": dump(config.alarm), **own}
+    return section | describe_gold(config)
+
+
+def describe_gold(config: Config) -> dict[str, Any]:
+    """The hidden utility, where annotators are simulated: it is recorded beside what is measured."""
+    return {"gold": config.simulation.utility} if config.feedback.source == "simulated" else {}
+
+
+def describe_evaluation(config: Config) -> dict[str, Any]:
+    """How policies are compared."""
+    return {"evaluation": dump(config.evaluation), "sample": dump(config.sample), **describe_gold(config)}
+
+
+def describe_gate(config: Config) -> dict[str, Any]:
+    """What a policy must not lose."""
+    return {"guard": dump(config.guard), **describe_evaluation(config)}
+
+
+def describe_asking(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """Who votes, and how they are asked."""
+    if config.feedback.source == "people":
+        return {"label": asking.describe_asking(workspace, config)}
+    return {"simulation": dump(config.simulation)}
+
+
+def describe_fit(config: Config) -> dict[str, Any]:
+    """How reward models are fitted."""
+    return {
+        "reward_model": dump(config.reward_model),
+        "sample": dump(config.sample),
+        "heldout_fraction": config.feedback.heldout_fraction,
+    }
+
+
+def describe_votes(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """The votes that are in the database now, as one hash: more votes make another artifact."""
+    store = VoteStore(workspace.locate_votes(config.project.database))
+    ids = [vote.id for vote in store.votes(current=True) if not vote.simulated]
+    if not ids:
+        raise DataError(
+            "no votes in feedback.db", where=str(workspace.root), mend=f"accord import {workspace.root} FILE"
+        )
+    return {"votes": len(ids), "snapshot": compute_content_id(ids)}
+
+
+def describe_prompts(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """Settings of the prompts stage, with the hash of each file that it reads."""
+    section: dict[str, Any] = {"prompts": dump(config.prompts)}
+    for name in ("train", "evaluation"):
+        source = getattr(config.prompts, name)
+        if source in ("starter", "votes", "split"):
+            continue
+        path = preparing.find_prompt_file(workspace, source)
+        section[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return section
