@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,7 +21,7 @@ from accord.types import Message, Prompt
 from accord.web.callers import CurrentSite, Person, Sender
 from accord.web.items import LETTERS, view_item
 from accord.web.pages import render_page
-from accord.web.site import Site
+from accord.web.site import GLANCE_SECONDS, Site
 
 SKIP_REASONS = (
     ("1", "I do not know enough to judge this"),
@@ -124,33 +125,42 @@ def show_labelling(request: Request, site: CurrentSite, caller: Person) -> HTMLR
 
 
 @router.post("/api/label/lease")
-def lease_items(wanted: LeaseRequest, site: CurrentSite, caller: Person) -> dict[str, Any]:
+async def lease_items(wanted: LeaseRequest, site: CurrentSite, caller: Person) -> dict[str, Any]:
     """More items for this person, and how far the work is. Leases that the page still holds are renewed.
 
     Items that are theirs but not in `have` come first: after a reload they are shown again. `lost` are those of `have`
-    that ran out and went to somebody else.
+    that ran out and went to somebody else. One such call at a time: it is prefetched and can wait, an answer cannot.
     """
+    async with site.leasing:
+        return await run_in_threadpool(_lease, wanted, site, caller.name)
+
+
+def _lease(wanted: LeaseRequest, site: Site, name: str) -> dict[str, Any]:
+    """The work of `lease_items`."""
     seconds = float(site.config.label.lease_seconds)
     queue = site.queue
-    again = [item for item in queue.held(caller.name) if item.lease_id not in wanted.have][: wanted.count]
+    again = [item for item in queue.held(name) if item.lease_id not in wanted.have][: wanted.count]
     holding = [*wanted.have, *(item.lease_id for item in again)]
-    live = set(queue.renew(caller.name, holding, lease_seconds=seconds, holder=wanted.holder)) if holding else set()
+    live = set(queue.renew(name, holding, lease_seconds=seconds, holder=wanted.holder)) if holding else set()
     again = [item for item in again if item.lease_id in live]
     missing = wanted.count - len(again)
-    fresh = queue.lease(caller.name, missing, lease_seconds=seconds, holder=wanted.holder) if missing else []
+    fresh = queue.lease(name, missing, lease_seconds=seconds, holder=wanted.holder) if missing else []
     guidelines = site.guidelines.latest()
     return {
         "items": [view_item(item) for item in (*again, *fresh)],
         "lost": [lease for lease in wanted.have if lease not in live],
-        "progress": say_progress(site, caller.name),
+        "progress": say_progress(site, name, fresh=not (wanted.have or again or fresh)),
         "guidelines": guidelines.version if guidelines else "",
     }
 
 
-def say_progress(site: Site, name: str) -> dict[str, int]:
-    """`mine`: judged by this person; `left`: votes still wanted from anyone; `busy`: leases in anyone's hands."""
-    progress = site.queue.progress()
-    return {"mine": site.queue.done_by(name), "left": progress.missing, "busy": progress.leased}
+def say_progress(site: Site, name: str, *, fresh: bool) -> dict[str, int]:
+    """`mine`: judged by this person; `left`: votes still wanted from anyone; `busy`: leases in anyone's hands.
+
+    fresh: counted now, for a page that has nothing to show and says whether all is done.
+    """
+    left, busy = site.glance(0.0 if fresh else GLANCE_SECONDS)
+    return {"mine": site.queue.done_by(name), "left": left, "busy": busy}
 
 
 @router.post("/api/label/chat")

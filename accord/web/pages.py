@@ -17,9 +17,10 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from accord.web.callers import OPEN_COOKIE, Caller, get_site, make_secret
+from accord.web.callers import OPEN_COOKIE, Caller, make_secret
 from accord.web.rendering import render_markdown
 from accord.web.security import compute_csrf_token
+from accord.web.site import Site
 
 OPEN_COOKIE_SECONDS = 365 * 24 * 3600
 
@@ -52,7 +53,7 @@ def render_page(
     request: Request, template: str, caller: Caller | None, *, status: int = 200, **values: Any
 ) -> HTMLResponse:
     """A whole page for `caller`; the first page of a browser that needs no account gets the cookie against forgery."""
-    site = get_site(request)
+    site: Site = request.app.state.site
     secret = caller.secret if caller else ""
     fresh = make_secret() if caller and not secret and caller.way == "cookie" and not site.accounts else ""
     html = (

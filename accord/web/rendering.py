@@ -8,6 +8,7 @@ turn a line's order around. Leaves out the policy that the page is served under 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
@@ -31,6 +32,7 @@ _REORDERING = re.compile("[\u202a-\u202e]")
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\U000e0000-\U000e007f]")
 
 
+@lru_cache(maxsize=4096)
 def render_markdown(text: str) -> Markup:
     """Untrusted Markdown as harmless HTML. Every block takes its direction from its own first strong letter."""
     shown = show_controls(text[:SHOWN_CHARACTERS])

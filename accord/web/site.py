@@ -6,7 +6,10 @@ routes and the server.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import math
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,8 +31,19 @@ if TYPE_CHECKING:
 OPEN_NAME = "owner"
 """Who judges where no account is asked for."""
 
+GLANCE_SECONDS = 1.0
+
 SERVER = "accord label"
 """The actor of what the server does by itself, in the audit log."""
+
+
+@dataclass
+class _Seen:
+    """What a glance at the queue saw, and when."""
+
+    at: float = -math.inf
+    left: int = 0
+    busy: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Site:
     accounts: bool
     name_limiter: SignInLimiter = field(default_factory=SignInLimiter)
     address_limiter: SignInLimiter = field(default_factory=lambda: SignInLimiter(attempts=20))
+    _seen: _Seen = field(default_factory=_Seen)
 
     @cached_property
     def queue(self) -> Queue:
@@ -81,6 +96,18 @@ class Site:
         from accord.loop.chatting import Chat  # loads torch
 
         return Chat(self.workspace, self.config)
+
+    @cached_property
+    def leasing(self) -> asyncio.Semaphore:
+        """Held by the one call that hands out items: fifty who begin at once must not stand before fifty who answer."""
+        return asyncio.Semaphore(1)
+
+    def glance(self, age_seconds: float) -> tuple[int, int]:
+        """(votes still wanted, items in anyone's hands), at most `age_seconds` old: the count reads every item."""
+        if time.monotonic() - self._seen.at >= age_seconds:
+            progress = self.queue.progress()
+            self._seen.at, self._seen.left, self._seen.busy = time.monotonic(), progress.missing, progress.leased
+        return self._seen.left, self._seen.busy
 
     @property
     def link(self) -> str:
