@@ -89,6 +89,17 @@ class People:
             _write_password(transaction, name, password_hash)
             transaction.record("password_set", actor, annotator=name)
 
+    def change_password(self, name: str, password_hash: str, *, keep_session: str, now: datetime | None = None) -> int:
+        """Replaces one's own password hash and closes every session and token but `keep_session` (a token's hash).
+        Returns how many were closed. Raises NotFoundError for a stranger.
+        """
+        with self.database.write("password_set", name, now) as transaction:
+            _require(transaction, name)
+            _write_password(transaction, name, password_hash)
+            closed = _close_sessions(transaction, name, but=keep_session)
+            transaction.record("password_set", name, annotator=name)
+            return closed
+
     def pause(self, name: str, *, actor: str, now: datetime | None = None) -> Annotator:
         """The person gets no more items, and what they hold goes back. What they still send in is kept."""
         with self.database.write("annotator_paused", actor, now) as transaction:
@@ -266,9 +277,9 @@ def _require_other_owner(transaction: Transaction, name: str) -> None:
         raise ConflictError(f"{name!r} is the only owner", mend="make somebody else an owner first")
 
 
-def _close_sessions(transaction: Transaction, name: str) -> int:
+def _close_sessions(transaction: Transaction, name: str, but: str = "") -> int:
     query = select(sessions.c.token_hash).where(sessions.c.annotator == name, sessions.c.closed_at.is_(None))
-    open_ones = list(transaction.execute(query).scalars())
+    open_ones = [token for token in transaction.execute(query).scalars() if token != but]
     transaction.update(sessions, [{"token_hash": token, "closed_at": transaction.at} for token in open_ones])
     return len(open_ones)
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import accord
 from accord.errors import AccordError, ConflictError, DataError, NotFoundError, RefusedError
-from accord.web import api, dashboard, entry, labelling, people, worth
+from accord.web import api, dashboard, entry, labelling, password, people, worth
 from accord.web.pages import render_page
 from accord.web.security import LOOPBACK_NAMES, Guard
 from accord.web.site import Site
@@ -42,7 +42,7 @@ def create_app(site: Site) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = site
-    for module in (api, labelling, entry, people, worth, dashboard):
+    for module in (api, labelling, entry, password, people, worth, dashboard):
         app.include_router(module.router)
     app.mount("/static", StaticFiles(packages=[("accord.web", "static")]), name="static")
     app.add_exception_handler(StarletteHTTPException, _as_handler(answer_http_error))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Request
@@ -56,17 +56,27 @@ async def sign_in(
     return await run_in_threadpool(_sign_in, request, site, name.strip(), password, _own_path(to))
 
 
+class Haste(NamedTuple):
+    """How long to wait before another guess, and how a person is told."""
+
+    seconds: int
+    words: str
+
+
+def refuse_haste(site: Site, name: str, address: str) -> Haste | None:
+    """Too many wrong passwords of late for this name or from this address; None where another may be tried."""
+    wait = max(site.name_limiter.seconds_to_wait(name.lower()), site.address_limiter.seconds_to_wait(address))
+    if wait <= 0:
+        return None
+    rest = f"Try again in {wait / 60:.0f} min." if wait > 90 else "Wait a minute."
+    return Haste(int(wait) + 1, f"Too many attempts. {rest}")
+
+
 def _sign_in(request: Request, site: Site, name: str, password: str, to: str) -> Response:
     address = request.client.host if request.client else "unknown"
-    wait = max(site.name_limiter.seconds_to_wait(name.lower()), site.address_limiter.seconds_to_wait(address))
-    if wait > 0:
-        problem = (
-            f"Too many attempts. Try again in {wait / 60:.0f} min."
-            if wait > 90
-            else "Too many attempts. Wait a minute."
-        )
-        response = _form(request, "sign_in.html.j2", status=429, problem=problem, to=to, name=name)
-        response.headers["retry-after"] = str(int(wait) + 1)
+    if haste := refuse_haste(site, name, address):
+        response = _form(request, "sign_in.html.j2", status=429, problem=haste.words, to=to, name=name)
+        response.headers["retry-after"] = str(haste.seconds)
         return response
     person = site.people.find(name)
     known = site.people.password_hash(name) if person else None

@@ -24,7 +24,7 @@ BASE = "http://localhost:8400"
 PUBLIC = {"/", "/sign-in", "/invitations/{token}", "/openapi.json", "/static"}
 FOR_ANNOTATORS = {
     "/label", "/guidelines", "/guidelines/text", "/sign-out", "/api", "/api/label/lease", "/api/label/answers",
-    "/api/label/release", "/api/label/chat", "/api/votes", "/api/status",
+    "/api/label/release", "/api/label/chat", "/api/votes", "/api/status", "/password",
 }  # fmt: skip
 OWNERS_METHODS = {("GET", "/api/votes"), ("POST", "/guidelines")}
 """Of paths that annotators reach, what they may not do there."""
