@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from accord.config.rewarding import SourceSection
 from accord.config.schema import AnnotatorSection, Config
 
 IMPORTANT = (
@@ -21,6 +22,10 @@ IMPORTANT = (
     "feedback.source", "sample.max_new_tokens", "policy.method", "policy.max_kl_nats", "ppo.updates", "ppo.kl_coef",
 )  # fmt: skip
 """Settings that a new accord.toml sets outright, so that a reader sees them first; the rest are there as comments."""
+
+TABLES: dict[str, type[BaseModel]] = {"annotators": AnnotatorSection, "sources": SourceSection}
+"""Settings that are lists of tables, and what such a table holds."""
+EXAMPLE_NAMES: dict[type[BaseModel], str] = {AnnotatorSection: "ann", SourceSection: "proxy"}
 
 HEAD = """\
 # Settings of an Accord project. A line like `#name = value` shows a default: take the `#` away to change it.
@@ -38,15 +43,15 @@ def render_toml(active: Mapping[str, Mapping[str, Any]], head: str = "") -> str:
         lines += [*_comment(model.__doc__ or ""), f"[{section}]"]
         values = active.get(section, {})
         for key, info in model.model_fields.items():
-            if key == "annotators":
-                continue  # tables, below
+            if key in TABLES:
+                continue  # below
             lines += _comment(info.description or "")
             if key in values:
                 lines.append(f"{key} = {render_value(values[key])}")
             else:
                 lines.append(f"#{key} = {render_value(info.default)}")
-        if "annotators" in model.model_fields:
-            lines += _annotator_tables(values.get("annotators", ()))
+        for key in TABLES.keys() & model.model_fields.keys():
+            lines += _render_tables(f"{section}.{key}", TABLES[key], values.get(key, ()))
         lines.append("")
     return "\n".join(lines)
 
@@ -84,9 +89,8 @@ def render_settings() -> str:
     ]
     for section, model in _sections():
         lines += ["", f"## [{section}]", "", model.__doc__ or "", "", *_table(model)]
-        if "annotators" in model.model_fields:
-            lines += ["", f"### [[{section}.annotators]]", "", AnnotatorSection.__doc__ or "", ""]
-            lines += _table(AnnotatorSection)
+        for key in TABLES.keys() & model.model_fields.keys():
+            lines += ["", f"### [[{section}.{key}]]", "", TABLES[key].__doc__ or "", "", *_table(TABLES[key])]
     return "\n".join(lines) + "\n"
 
 
@@ -102,17 +106,17 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
 
 
-def _annotator_tables(annotators: Any) -> list[str]:
-    """`[[simulation.annotators]]` tables; where there are none, one as a comment that shows the keys."""
-    if annotators:
+def _render_tables(name: str, model: type[BaseModel], rows: Any) -> list[str]:
+    """`[[name]]` tables; where there are none, one as a comment that shows the keys."""
+    if rows:
         lines: list[str] = []
-        for annotator in annotators:
-            lines += ["", "[[simulation.annotators]]"]
-            lines += [f"{key} = {render_value(value)}" for key, value in annotator.items()]
+        for row in rows:
+            lines += ["", f"[[{name}]]"]
+            lines += [f"{key} = {render_value(value)}" for key, value in row.items()]
         return lines
-    lines = ["", *_comment(AnnotatorSection.__doc__ or ""), "#[[simulation.annotators]]"]
-    for key, info in AnnotatorSection.model_fields.items():
-        default = "ann" if info.is_required() else info.default
+    lines = ["", *_comment(model.__doc__ or ""), f"#[[{name}]]"]
+    for key, info in model.model_fields.items():
+        default = EXAMPLE_NAMES[model] if info.is_required() else 0.0 if info.default is None else info.default
         lines.append(f"#{key} = {render_value(default)}  # {info.description}")
     return lines
 
@@ -122,7 +126,11 @@ def _table(model: type[BaseModel]) -> list[str]:
     lines = ["| setting | type | default | what it does |", "| --- | --- | --- | --- |"]
     for key, info in model.model_fields.items():
         default = (
-            "(needed)" if info.is_required() else "(none)" if info.default == () else f"`{render_value(info.default)}`"
+            "(needed)"
+            if info.is_required()
+            else "(none)"
+            if info.default in ((), None)
+            else f"`{render_value(info.default)}`"
         )
         cells = (f"`{key}`", _type_name(info), default, info.description or "")
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -134,8 +142,10 @@ def _type_name(info: FieldInfo) -> str:
     annotation: Any = info.annotation
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{render_value(value)}`" for value in get_args(annotation))
-    if get_origin(annotation) in (types.UnionType, tuple):
+    if get_origin(annotation) is tuple:
         return "tables"
+    if get_origin(annotation) is types.UnionType:
+        annotation = get_args(annotation)[0]
     name = {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [

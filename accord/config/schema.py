@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from accord.config.guarding import AlarmSection, GuardSection, RoundsSection
+from accord.config.rewarding import RewardSection
 from accord.config.section import Section
 
 
@@ -210,6 +211,15 @@ class RewardModelSection(Section):
     margin: float = Field(
         0.0, ge=0, description="Strength margin: the loss asks for margin * strength between the scores."
     )
+    members: int = Field(
+        1, ge=1, description="Reward models in the proxy's ensemble (docs/ensemble.md); the held-out judge is one."
+    )
+    own_layers: int = Field(
+        4, ge=1, description="Upper layers in which an ensemble's members differ; what is below, they share."
+    )
+    combine: Literal["mean", "worst", "variance_penalised", "weight_average"] = Field(
+        "mean", description="How the members' scores become one."
+    )
 
 
 class PolicySection(Section):
@@ -306,6 +316,7 @@ class Config(Section):
     label: LabelSection = LabelSection()
     sft: SftSection = SftSection()
     reward_model: RewardModelSection = RewardModelSection()
+    reward: RewardSection = RewardSection()
     policy: PolicySection = PolicySection()
     ppo: PpoSection = PpoSection()
     rejection_sampling: RejectionSamplingSection = RejectionSamplingSection()

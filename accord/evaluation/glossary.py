@@ -64,6 +64,9 @@ GLOSSARY: dict[str, str] = {
     ),
     "items": "Questions with votes of at least two annotators.",
     # Reward models
+    "members": "Reward models in the ensemble.",
+    "combine": "How the members' scores become one: mean, worst, variance_penalised or weight_average.",
+    "disagreement": "Standard deviation over the ensemble's members of one answer's score, mean over answers.",
     "train_pairs": "Pairs that the reward model was fitted on.",
     "validation_pairs": "Pairs that decided when fitting stopped; none of their prompts was fitted on.",
     "test_pairs": "Pairs that the report card was made with; none of their prompts was fitted on.",

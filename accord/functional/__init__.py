@@ -3,7 +3,7 @@
 Knows nothing of models, settings or files. What is optimised lies one floor up, in `accord.losses`.
 """
 
-from accord.functional.controllers import compute_linear, compute_warmup_cosine, update_kl_coef
+from accord.functional.controllers import compute_linear, compute_warmup_cosine, update_kl_coef, update_multiplier
 from accord.functional.explained_variance import compute_explained_variance
 from accord.functional.gae import Advantages, compute_gae
 from accord.functional.kl import (
@@ -39,4 +39,5 @@ __all__ = [
     "masked_whiten",
     "shape_rewards",
     "update_kl_coef",
+    "update_multiplier",
 ]

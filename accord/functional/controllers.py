@@ -1,4 +1,4 @@
-"""Numbers that change while a run goes on: the KL coefficient and the learning rate.
+"""Numbers that change while a run goes on: the KL coefficient, Lagrange multipliers and the learning rate.
 
 Each is a pure function of what it depends on, so a resumed run needs no scheduler object, only its counters. Leaves out
 the optimiser: a caller multiplies its base learning rate by the factor.
@@ -35,6 +35,26 @@ def update_kl_coef(
         )
     error = min(max(kl_nats / target_nats - 1.0, -KL_ERROR_CLIP), KL_ERROR_CLIP)
     return kl_coef * (1.0 + error * sequences / horizon)
+
+
+def update_multiplier(multiplier: float | int, value: float | int, bound: float | int, rate: float | int) -> float:
+    """lambda <- max(0, lambda + rate (bound - value)): projected dual ascent for the constraint E[value] >= bound.
+
+    value: the mean of the constrained score over an update's rollout. Where it stays above the bound lambda falls to 0
+    and stays there; where it settles, it settles at value = bound, which is the constrained optimum.
+    Source: Bertsekas 1999, "Nonlinear Programming", section 6.3.1; in RLHF: Dai et al. 2023 (Safe RLHF), section 3.3,
+    which steps in log lambda.
+
+    Raises:
+        DataError: `value` is not finite, or `multiplier` or `rate` is below 0.
+    """
+    if not (math.isfinite(value) and multiplier >= 0 and rate >= 0):
+        raise DataError(
+            f"cannot move a multiplier of {multiplier} by a score of {value} at rate {rate}",
+            where="reward.multiplier_rate",
+            mend="use numbers from 0 up; where the score is not finite, look at its source",
+        )
+    return max(0.0, multiplier + rate * (bound - value))
 
 
 def compute_warmup_cosine(step: int, total: int, warmup: int) -> float:

@@ -14,7 +14,7 @@ from accord import distributed
 from accord.config import Config
 from accord.feedback.store import VoteStore
 from accord.models import Base, LoraSettings, load_base
-from accord.rewards import LearnedReward
+from accord.rewards import EnsembleReward, LearnedReward, load_learned_reward
 from accord.rollout import Sampler
 from accord.rollout.sharded import SharedSampler
 from accord.types import Generator, Progress
@@ -96,11 +96,12 @@ class RunContext:
             raise LookupError(f"stage {stage.kind} needs {kind}/{key}, which is not finished")
         return artifact
 
-    def load_reward(self, role: str, artifact: Artifact) -> LearnedReward:
-        """The reward model of an artifact, as a score source under the name `role`."""
+    def load_reward(self, role: str, artifact: Artifact) -> LearnedReward | EnsembleReward:
+        """The reward model of an artifact, one scorer or an ensemble, as a score source under the name `role`."""
         self.forget(role)
-        self.base.load_scorer(role, artifact.folder / "adapter")
-        return LearnedReward(self.base, role)
+        return load_learned_reward(
+            self.base, role, adapter_folder(artifact.folder), self.config.reward_model.combine
+        )
 
     def load_policy(self, role: str, artifact: Artifact) -> str:
         """The policy of an artifact of its own under the name `role`."""
@@ -121,9 +122,10 @@ class RunContext:
         return artifact if adapter_folder(artifact.folder).is_dir() else None
 
     def forget(self, role: str) -> None:
-        """Free the role if it exists."""
-        if role in self.base.roles():
-            self.base.remove(role)
+        """Free the role if it exists, and with it the other members of an ensemble that it stands for."""
+        for name in self.base.roles():
+            if name == role or (name.startswith(f"{role}-") and self.base.describe(name).kind == "scorer"):
+                self.base.remove(name)
 
     def in_chunks(
         self,

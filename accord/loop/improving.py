@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from accord.evaluation import evaluate_policy
 from accord.loop.anchoring import load_anchor
 from accord.loop.context import RunContext, adapter_folder
+from accord.loop.mixing import mix_sources
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.loop.watching import build_watch, record_watch
-from accord.rewards import as_source, find_text_reward
+from accord.rewards import EnsembleReward, as_source, find_text_reward
 from accord.training import TRAINERS, TrainingJob, train_sft
 from accord.workspace import Draft, FolderCheckpoint
 
@@ -46,6 +47,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
     heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
     context.forget("policy")
+    ensemble = proxy if isinstance(proxy, EnsembleReward) else None
     start = context.load_standing("policy", context.parent(stage, "start")) if "start" in stage.parents else None
     if start is None:
         base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
@@ -56,7 +58,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         prompts=prompts[len(validation) :],
         validation_prompts=validation,
         generator=context.sampler(),
-        proxy=proxy,
+        proxy=mix_sources(cfg.reward, proxy),
         heldout=heldout,
         reference=load_anchor(context, stage),
         config=cfg,
@@ -65,6 +67,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
         watch=build_watch(cfg),
         gold=as_source(find_text_reward(stage.section["gold"])) if "gold" in stage.section else None,
+        disagreement=None if ensemble is None else ensemble.disagreement,
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))

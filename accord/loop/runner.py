@@ -20,6 +20,7 @@ import torch
 
 from accord import distributed
 from accord.config import Config
+from accord.config.rewarding import PROXY
 from accord.errors import AccordError, ConfigError
 from accord.feedback.consensus import CONSENSUS
 from accord.feedback.selection import SELECTORS
@@ -85,6 +86,7 @@ def check_names(config: Config) -> None:
     for setting, name in (
         ("simulation.utility", config.simulation.utility),
         ("evaluation.toxicity", config.evaluation.toxicity),
+        *((f"reward.sources {s.name!r}", s.name) for s in config.reward.sources if s.name != PROXY),
     ):
         try:
             find_text_reward(name)

@@ -28,6 +28,7 @@ def describe_policy(config: Config) -> dict[str, Any]:
     method = config.policy.method
     own = {method: dump(getattr(config, method))} if hasattr(config, method) else {}
     section = {"policy": dump(config.policy), "sample": dump(config.sample), "alarm": dump(config.alarm), **own}
+    section["reward"] = dump(config.reward)
     return section | describe_gold(config)
 
 

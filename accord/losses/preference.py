@@ -5,7 +5,7 @@ Leaves out the objectives themselves: one file each.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ class PreferenceLoss(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+@runtime_checkable
 class PreferenceObjective(Protocol):
     """A function from the scores of two completions to a `PreferenceLoss`; the values of `PREFERENCE_OBJECTIVES`.
 

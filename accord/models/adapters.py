@@ -135,6 +135,13 @@ def adapter_parameters(model: PreTrainedModel, role: str) -> dict[str, nn.Parame
     }
 
 
+def share_adapter(layer: LoraLinear, role: str, others: Iterable[str]) -> None:
+    """Give the roles `others` the adapter of `role` in this layer: the very same tensors from now on."""
+    for other in others:
+        for part in (layer.lora_A, layer.lora_B):
+            part[_key(other)] = part[_key(role)]
+
+
 def find_adapted_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLinear]]:
     """Names and modules of the layers that carry adapters, in the model's order."""
     for name, module in model.named_modules():

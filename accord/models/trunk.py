@@ -65,8 +65,11 @@ class Trunk:
         self.split = split
         self._returns_tuple = False
 
-    def compute(self, forward: Callable[[], Any]) -> Float[Tensor, "B T H"]:
-        """The hidden states that enter layer `split` when `forward` runs the model; no gradient, nothing above runs."""
+    def compute(self, forward: Callable[[], Any], *, grad: bool = False) -> Float[Tensor, "B T H"]:
+        """The hidden states that enter layer `split` when `forward` runs the model; nothing above runs.
+
+        `grad`: under the caller's grad mode, for layers that carry adapters; otherwise without gradients.
+        """
         captured: list[Tensor] = []
 
         def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -81,7 +84,7 @@ class Trunk:
             self.layers[0].register_forward_hook(watch),
         ]
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
                 forward()
         except _TrunkReached:
             return captured[0]

@@ -9,8 +9,9 @@ import difflib
 
 from accord.errors import ConfigError
 from accord.rewards.best_of_n import choose_best
-from accord.rewards.learned import LearnedReward, Scorer
-from accord.rewards.mixture import Mixture, MixtureScores
+from accord.rewards.combine import COMBINATIONS, WEIGHT_AVERAGE
+from accord.rewards.learned import EnsembleReward, LearnedReward, Scorer, load_learned_reward
+from accord.rewards.mixture import Mixture
 from accord.rewards.refusal import refusal
 from accord.rewards.rules import (
     build_pattern_reward,
@@ -22,7 +23,7 @@ from accord.rewards.rules import (
     plain_words,
     sentiment,
 )
-from accord.rewards.sources import as_source
+from accord.rewards.sources import Scored, as_source, name_parts, resume_source, score_in_parts, steer_source
 from accord.rewards.toxicity import toxicity
 from accord.rewards.utility import demo_utility, harmless, warmth
 from accord.types import TextReward
@@ -57,13 +58,21 @@ def find_text_reward(name: str, *, where: str | None = None) -> TextReward:
 
 
 __all__ = [
+    "COMBINATIONS",
     "TEXT_REWARDS",
+    "WEIGHT_AVERAGE",
+    "EnsembleReward",
     "LearnedReward",
     "Mixture",
-    "MixtureScores",
+    "Scored",
     "Scorer",
     "as_source",
     "build_pattern_reward",
     "choose_best",
     "find_text_reward",
+    "load_learned_reward",
+    "name_parts",
+    "resume_source",
+    "score_in_parts",
+    "steer_source",
 ]

@@ -25,8 +25,12 @@ BETAS = (0.9, 0.95)
 
 def build_optimizer(base: Base, role: str, learning_rate: float) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of `role`, without weight decay."""
-    parameters = list(base.parameters(role).values())
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, eps=1e-8, weight_decay=0.0)
+    return build_adamw(base.parameters(role).values(), learning_rate)
+
+
+def build_adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+    """AdamW with the settings that every fit here shares, over `parameters`."""
+    return torch.optim.AdamW(list(parameters), lr=learning_rate, betas=BETAS, eps=1e-8, weight_decay=0.0)
 
 
 def take_step(

@@ -28,6 +28,7 @@ from accord.functional import (
 from accord.looks import Watch
 from accord.losses import POLICY_OBJECTIVES, combine_metrics, compute_log_ratio, compute_value_loss
 from accord.models import Base
+from accord.rewards import name_parts, resume_source, score_in_parts, steer_source
 from accord.training import checks
 from accord.training.experience import (
     compute_experience,
@@ -90,6 +91,7 @@ def train_ppo(
         critic: build_optimizer(base, critic, cfg.critic_learning_rate),
     }
     state = PpoState.resume(base, reference, optimizers, checkpoint) or PpoState.start(base, reference, judge, cfg)
+    resume_source(reward, state.reward)
     progress.begin("ppo", cfg.updates, "updates")
     progress.advance(state.update)
     clock = Stopwatch()
@@ -112,7 +114,7 @@ def train_ppo(
         clock.lap("experience")
 
         # r_phi(x, y), KL shaping, advantages.
-        scores = reward(rollout)
+        scores, parts_of_scores = score_in_parts(reward, rollout)
         checks.check_finite({"score": scores, "value": old.values}, where=where)
         settled = scores - cfg.missing_eos_penalty * (~rollout.finished).float()
         rewards = shape_rewards(settled, old.logprobs, old.ref_logprobs, mask, state.kl_coef)
@@ -170,7 +172,9 @@ def train_ppo(
             "sampler_gap": gap,
             **merge_means(steps),
             **judge.observe(rollout, old.trunk),
+            **name_parts(parts_of_scores, state.reward),
         }
+        state.reward = steer_source(reward, parts_of_scores)
         if cfg.kl_controller == "adaptive":
             state.kl_coef = update_kl_coef(state.kl_coef, kl_nats, cfg.kl_target_nats, len(rollout), cfg.kl_horizon)
         due = update % cfg.evaluate_every == 0 or update == cfg.updates

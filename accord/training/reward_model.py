@@ -1,13 +1,16 @@
 """A reward model: LoRA and a scalar head on the base, fitted to preferences.
 
 Implements the fit of Ouyang et al. 2022 (section 3.4) to soft labels, weights and strength margins, with early stopping
-by validation loss; scoring of pairs; and normalisation on the reference's own samples. A completion is scored at its
-last real token, under the same template in training and in PPO; EOS stands there exactly where it was finished. Leaves
-out the split of the data (the caller parts prompts), and the report card (`evaluation`).
+by validation loss; scoring of pairs; and normalisation on the reference's own samples. An ensemble is fitted in the
+same loop: its members read the same batches and differ in the weights that a bootstrap over prompts gives each pair. A
+completion is scored at its last real token, under the same template in training and in PPO; EOS stands there exactly
+where it was finished. Leaves out the split of the data (the caller parts prompts), and the report card (`evaluation`).
 """
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,19 +23,18 @@ from accord.config.schema import RewardModelSection
 from accord.distributed import gather_metrics, share, sum_tensors
 from accord.errors import DataError, TrainingError
 from accord.functional import compute_warmup_cosine
-from accord.losses import PREFERENCE_OBJECTIVES, combine_metrics
+from accord.losses import PREFERENCE_OBJECTIVES, PreferenceLoss, PreferenceObjective, combine_metrics
 from accord.models import Base
-from accord.models.branches import compute_branch_scores
+from accord.models.checkpoints import pack_optimizer, unpack_optimizer
+from accord.models.ensemble import Ensemble
 from accord.training.checks import check_finite, check_tokens
 from accord.training.job import MetricRow
 from accord.training.optimization import (
-    build_optimizer,
+    build_adamw,
     check_reference,
     merge_means,
-    pack_roles,
     select,
     take_step,
-    unpack_roles,
 )
 from accord.training.sequences import (
     TokenTree,
@@ -57,12 +59,15 @@ class TokenPair:
     """A preference as tokens: its answers, P(a is better), its weight, its strength in [0, 1].
 
     `trees` is one tree with both answers behind one prompt where the model can branch, else one tree for each answer.
+    `counts`: how often the pair's prompt is in each ensemble member's bootstrap sample.
     """
 
     trees: tuple[TokenTree, ...]
     probability: float
     weight: float
     strength: float
+    prompt_id: str = ""
+    counts: tuple[int, ...] = (1,)
 
     def __len__(self) -> int:
         return sum(map(len, self.trees))
@@ -81,10 +86,10 @@ class RewardModelResult:
 
 
 class PairTensors(NamedTuple):
-    """Labels of n pairs as (n,) tensors: P(a is better), weight, margin in the units of the scores."""
+    """Labels of n pairs: P(a is better), weight for each of K members, margin in the units of the scores."""
 
     probability: Float[Tensor, " n"]
-    weight: Float[Tensor, " n"]
+    weight: Float[Tensor, "K n"]
     margin: Float[Tensor, " n"]
 
 
@@ -102,13 +107,14 @@ def encode_pairs(base: Base, preferences: Sequence[Preference], max_tokens: int)
         if max(tree.longest_tokens for tree in trees) > max_tokens:
             left_out += 1
         elif preference.weight > 0:
-            pairs.append(TokenPair(trees, preference.probability, preference.weight, preference.strength or 0.0))
+            labels = preference.probability, preference.weight, preference.strength or 0.0
+            pairs.append(TokenPair(trees, *labels, preference.prompt.id))
     return pairs, left_out
 
 
 def train_reward_model(
     base: Base,
-    role: str,
+    role: str | Ensemble,
     train: Sequence[Preference],
     validation: Sequence[Preference],
     cfg: RewardModelSection,
@@ -117,34 +123,40 @@ def train_reward_model(
     progress: Progress,
     checkpoint: Checkpoint,
 ) -> RewardModelResult:
-    """Fit the scorer `role` in place by minimising -p log s(d - m) - (1 - p) log s(-d - m), d = score_a - score_b.
+    """Fit the scorer `role`, or each member of an ensemble, in place: minimise -p log s(d - m) - (1 - p) log s(-d - m).
 
-    Each epoch is followed by the validation loss; the run ends after `patience` epochs in a row that do not lower it,
-    and the role keeps the best epoch's weights. A pair's prompt is read once for both answers where the model can
-    branch; the frozen trunk is computed once for all epochs; micro-batches change nothing.
+    d = score_a - score_b. A pair's prompt is read once for both answers where the model can branch; the frozen trunk is
+    computed once for all epochs; micro-batches change nothing. In an ensemble of K member k weighs a pair by how often
+    its prompt is in the k-th bootstrap sample (`draw_bootstrap`), and the loss is the members' mean.
+
+    Each epoch is followed by the validation loss (the members' mean, unweighted); the run ends after `patience` epochs
+    in a row that do not lower it, and the best epoch's weights are kept.
 
     Raises:
         DataError: no training or validation pair is left.
         TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
     """
     check_tokens(base.tokens)
+    ensemble = role if isinstance(role, Ensemble) else Ensemble(base, (role,), base.split)
+    name = ensemble.roles[0]
     objective = PREFERENCE_OBJECTIVES[cfg.objective]
     pairs, left_out = _prepare_pairs(base, train, cfg.max_tokens, progress)
+    pairs = draw_bootstrap(pairs, len(ensemble), derive_seed(seed, "bootstrap"))
     unseen, unseen_left_out = _prepare_pairs(base, validation, cfg.max_tokens, progress)
+    unseen = [replace(pair, counts=(1,) * len(ensemble)) for pair in unseen]
     lengths = [len(pair) for pair in pairs]
-    optimizer = build_optimizer(base, role, cfg.learning_rate)
-    state = _resume(base, role, optimizer, checkpoint) or _FitState(base.fingerprint)
+    optimizer = build_adamw(ensemble.parameters().values(), cfg.learning_rate)
+    state = _resume(ensemble, optimizer, checkpoint) or _FitState(base.fingerprint)
     steps_an_epoch = -(-len(pairs) // cfg.batch_size)
     total = cfg.epochs * steps_an_epoch
-    progress.begin(f"reward model {role}", total, "steps")
+    progress.begin(f"reward model {name}", total, "steps")
     progress.advance(state.epoch * steps_an_epoch + state.step)
     while state.epoch < cfg.epochs and state.epoch - state.best_epoch < cfg.patience:
         batches = shuffle_in_buckets(lengths, cfg.batch_size, derive_seed(seed, "epoch", state.epoch))
         for batch in batches[state.step :]:
-            where = f"reward model {role}, epoch {state.epoch + 1}, step {state.step + 1}"
+            where = f"reward model {name}, epoch {state.epoch + 1}, step {state.step + 1}"
             parts = []
-            for labels, score_a, score_b, denominator in _iterate_scores(base, role, [pairs[i] for i in batch], cfg):
-                loss = objective(score_a, score_b, **labels._asdict(), denominator=denominator)
+            for loss in _iterate_losses(ensemble, objective, [pairs[i] for i in batch], cfg):
                 torch.autograd.backward(loss.loss)
                 parts.append({"loss": loss.loss.detach(), **loss.metrics})
             done = state.epoch * steps_an_epoch + state.step
@@ -155,14 +167,28 @@ def train_reward_model(
             state.steps.append(row)
             state.step += 1
             if state.step % CHECKPOINT_STEPS == 0:
-                state.save(base, role, optimizer, checkpoint)
+                state.save(ensemble, optimizer, checkpoint)
             progress.advance()
-        metrics = {**merge_means(state.steps), **_validate(base, role, unseen, cfg)}
-        state.finish_epoch(metrics, base, role)
-        state.save(base, role, optimizer, checkpoint)
+        metrics = {**merge_means(state.steps), **_validate(ensemble, unseen, cfg)}
+        state.finish_epoch(metrics, ensemble)
+        state.save(ensemble, optimizer, checkpoint)
         progress.log(state.history[-1])
-    base.load_state(role, state.best)
+    ensemble.load_state(state.best)
     return RewardModelResult(state.history, state.best_epoch, left_out + unseen_left_out)
+
+
+def draw_bootstrap(pairs: Sequence[TokenPair], members: int, seed: int) -> list[TokenPair]:
+    """The pairs with `counts`: for each member as many prompts as there are, drawn with replacement (Efron 1979).
+
+    Prompts are drawn, not pairs: the pairs of one prompt are not independent. One member is fitted on everything once.
+    """
+    if members == 1:
+        return [replace(pair, counts=(1,)) for pair in pairs]
+    prompts = list(dict.fromkeys(pair.prompt_id for pair in pairs))
+    drawn = [
+        Counter(random.Random(derive_seed(seed, member)).choices(prompts, k=len(prompts))) for member in range(members)
+    ]
+    return [replace(pair, counts=tuple(sample[pair.prompt_id] for sample in drawn)) for pair in pairs]
 
 
 @torch.no_grad()
@@ -170,35 +196,45 @@ def score_preferences(
     base: Base, role: str, preferences: Sequence[Preference]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Scores of both sides of N preferences, (N,) float32 each, on the CPU."""
-    trees = [tree for preference in preferences for tree in _encode_sides(base, preference)]
-    scores = torch.zeros(len(trees), 2 * len(preferences) // max(len(trees), 1))
-    for group in share(list(iterate_buckets([len(tree) for tree in trees], SCORE_BATCH_TOKENS))):
-        batch = build_batch(base, [trees[i] for i in group])
-        scores[group] = compute_branch_scores(base, role, batch.input_ids, batch.branches).cpu()
-    sum_tensors(scores)
-    both = scores.view(-1, 2)
+    both = score_preferences_by_member(Ensemble(base, (role,), base.split), preferences)[0]
     return both[:, 0], both[:, 1]
 
 
 @torch.no_grad()
-def normalize_reward_model(base: Base, role: str, rollouts: Sequence[Rollout]) -> tuple[float, float]:
+def score_preferences_by_member(ensemble: Ensemble, preferences: Sequence[Preference]) -> Float[Tensor, "K N 2"]:
+    """Each member's scores of both sides of N preferences, float32, on the CPU."""
+    base = ensemble.base
+    trees = [tree for preference in preferences for tree in _encode_sides(base, preference)]
+    scores = torch.zeros(len(ensemble), len(trees), 2 * len(preferences) // max(len(trees), 1))
+    for group in share(list(iterate_buckets([len(tree) for tree in trees], SCORE_BATCH_TOKENS))):
+        batch = build_batch(base, [trees[i] for i in group])
+        scores[:, group] = ensemble.compute_branch_scores(batch.input_ids, batch.branches).cpu()
+    sum_tensors(scores)
+    return scores.view(len(ensemble), -1, 2)
+
+
+@torch.no_grad()
+def normalize_reward_model(base: Base, role: str | Ensemble, rollouts: Sequence[Rollout]) -> tuple[float, float]:
     """Fold (score - mean) / std into the head of `role`: mean 0, variance 1 on these rollouts, the reference's own.
 
-    Returns (mean, std) of the scores as they were; std is the population's, divided by n.
+    Each member of an ensemble is normalised by itself. Returns (mean, std) of the scores as they were, the members'
+    mean; std is the population's, divided by n.
 
     Raises:
         TrainingError: the scores do not vary, so there is nothing to normalise by.
     """
-    scores = torch.cat([base.compute_scores(role, r.input_ids, r.attention_mask).float() for r in rollouts])
-    mean, std = float(scores.mean()), float(scores.std(correction=0))
-    if not std > 0:
-        raise TrainingError(
-            "every sample of the reference has the same score",
-            where=f"reward model {role}",
-            mend="train it for longer, on more preferences; or sample more prompts to normalise on",
-        )
-    base.normalize_head(role, mean, std)
-    return mean, std
+    ensemble = role if isinstance(role, Ensemble) else Ensemble(base, (role,), base.split)
+    scores = torch.cat([ensemble.compute_scores(r.input_ids, r.attention_mask).float() for r in rollouts], dim=1)
+    means, stds = scores.mean(dim=1), scores.std(dim=1, correction=0)
+    for name, mean, std in zip(ensemble.roles, means.tolist(), stds.tolist(), strict=True):
+        if not std > 0:
+            raise TrainingError(
+                "every sample of the reference has the same score",
+                where=f"reward model {name}",
+                mend="train it for longer, on more preferences; or sample more prompts to normalise on",
+            )
+        base.normalize_head(name, mean, std)
+    return float(means.mean()), float(stds.mean())
 
 
 @dataclass
@@ -216,30 +252,34 @@ class _FitState:
         self.history: list[MetricRow] = []
         self.best: dict[str, Tensor] = {}
 
-    def finish_epoch(self, metrics: Mapping[str, float], base: Base, role: str) -> None:
+    def finish_epoch(self, metrics: Mapping[str, float], ensemble: Ensemble) -> None:
         """Count the epoch; keep the weights where validation improved."""
         self.epoch, self.step, self.steps = self.epoch + 1, 0, []
         self.history.append({"epoch": self.epoch, **metrics})
         if metrics["validation_loss"] < self.best_loss:
-            self.best_epoch, self.best_loss, self.best = self.epoch, metrics["validation_loss"], base.state(role)
+            self.best_epoch, self.best_loss, self.best = self.epoch, metrics["validation_loss"], ensemble.state()
 
-    def save(self, base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    def save(self, ensemble: Ensemble, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint."""
-        tensors = pack_roles(base, {role: optimizer}) | {f"best/{name}": value for name, value in self.best.items()}
+        tensors = {f"weights/{name}": value for name, value in ensemble.state().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in pack_optimizer(optimizer).items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
         counters: dict[str, Any] = {
             name: getattr(self, name) for name in ("reference", "epoch", "step", "best_epoch", "steps", "history")
         }
         checkpoint.save(tensors, counters | {"best_loss": self.best_loss if self.best else None})
 
 
-def _resume(base: Base, role: str, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> _FitState | None:
-    """Put the role and its optimiser back as the checkpoint has them; None where there is none."""
+def _resume(ensemble: Ensemble, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> _FitState | None:
+    """Put the members and their optimiser back as the checkpoint has them; None where there is none."""
     found = checkpoint.load()
     if found is None:
         return None
     tensors, saved = found
-    check_reference(saved["reference"], base.fingerprint, where=f"reward model {role} checkpoint")
-    unpack_roles(base, {role: optimizer}, tensors)
+    where = f"reward model {ensemble.roles[0]} checkpoint"
+    check_reference(saved["reference"], ensemble.base.fingerprint, where=where)
+    ensemble.load_state(select(tensors, "weights/"))
+    unpack_optimizer(optimizer, select(tensors, "optimizer/"))
     best_loss = float("inf") if saved["best_loss"] is None else saved["best_loss"]
     state = _FitState(saved["reference"], saved["epoch"], saved["step"], saved["best_epoch"], best_loss)
     state.steps, state.history, state.best = saved["steps"], saved["history"], select(tensors, "best/")
@@ -273,30 +313,49 @@ def _encode_sides(base: Base, preference: Preference) -> tuple[TokenTree, ...]:
     return tuple(encode_tree(base, preference.prompt, (side,)) for side in (preference.a, preference.b))
 
 
-def _iterate_scores(
-    base: Base, role: str, pairs: Sequence[TokenPair], cfg: RewardModelSection
-) -> Iterator[tuple[PairTensors, Tensor, Tensor, float]]:
-    """Micro-batches of one optimiser step: labels, score_a, score_b, and the step's global denominator."""
-    denominator = sum(pair.weight for pair in pairs)
+def _iterate_losses(
+    ensemble: Ensemble, objective: PreferenceObjective, pairs: Sequence[TokenPair], cfg: RewardModelSection
+) -> Iterator[PreferenceLoss]:
+    """The loss of each micro-batch of one optimiser step, the mean over members, each over its own global denominator.
+
+    A member whose bootstrap sample holds none of the step's pairs is left out of that mean.
+    """
+    weights = [sum(pair.weight * pair.counts[k] for pair in pairs) for k in range(len(ensemble))]
+    present = [k for k, weight in enumerate(weights) if weight > 0]
     ordered = share(sorted(pairs, key=len))
     for start in range(0, len(ordered), cfg.micro_batch_size):
         chunk = ordered[start : start + cfg.micro_batch_size]
-        batch = build_batch(base, [tree for pair in chunk for tree in pair.trees])
-        scores = compute_branch_scores(base, role, batch.input_ids, batch.branches, batch.trunk).view(-1, 2)
-        labels = PairTensors(
-            torch.tensor([pair.probability for pair in chunk], device=scores.device),
-            torch.tensor([pair.weight for pair in chunk], device=scores.device),
-            torch.tensor([cfg.margin * pair.strength for pair in chunk], device=scores.device),
-        )
-        yield labels, scores[:, 0], scores[:, 1], denominator
+        batch = build_batch(ensemble.base, [tree for pair in chunk for tree in pair.trees])
+        scores = ensemble.compute_branch_scores(batch.input_ids, batch.branches, batch.trunk)
+        scores = scores.reshape(len(ensemble), -1, 2)
+        labels = _build_labels(chunk, cfg.margin, scores.device)
+        losses = [
+            objective(
+                scores[k, :, 0], scores[k, :, 1], probability=labels.probability, weight=labels.weight[k],
+                margin=labels.margin, denominator=weights[k],
+            )
+            for k in present
+        ]  # fmt: skip
+        yield _average_losses(losses)
+
+
+def _build_labels(pairs: Sequence[TokenPair], margin: float, device: torch.device) -> PairTensors:
+    return PairTensors(
+        torch.tensor([pair.probability for pair in pairs], device=device),
+        torch.tensor([[pair.weight * count for count in pair.counts] for pair in pairs], device=device).t(),
+        torch.tensor([margin * pair.strength for pair in pairs], device=device),
+    )
+
+
+def _average_losses(losses: Sequence[PreferenceLoss]) -> PreferenceLoss:
+    """The mean of the members' losses and metrics."""
+    metrics = {name: torch.stack([loss.metrics[name] for loss in losses]).mean() for name in losses[0].metrics}
+    return PreferenceLoss(torch.stack([loss.loss for loss in losses]).mean(), metrics)
 
 
 @torch.no_grad()
-def _validate(base: Base, role: str, pairs: Sequence[TokenPair], cfg: RewardModelSection) -> MetricRow:
-    """`validation_` metrics of the role as it is now, over all validation pairs."""
-    objective = PREFERENCE_OBJECTIVES[cfg.objective]
-    parts = []
-    for labels, score_a, score_b, denominator in _iterate_scores(base, role, pairs, cfg):
-        loss = objective(score_a, score_b, **labels._asdict(), denominator=denominator)
-        parts.append({"loss": loss.loss, **loss.metrics})
+def _validate(ensemble: Ensemble, pairs: Sequence[TokenPair], cfg: RewardModelSection) -> MetricRow:
+    """`validation_` metrics of the members as they are now, over all validation pairs."""
+    losses = _iterate_losses(ensemble, PREFERENCE_OBJECTIVES[cfg.objective], pairs, cfg)
+    parts = [{"loss": loss.loss, **loss.metrics} for loss in losses]
     return {f"validation_{name}": value for name, value in combine_metrics(gather_metrics(parts)).items()}

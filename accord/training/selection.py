@@ -16,7 +16,7 @@ from accord.config.schema import SampleSection
 from accord.functional import compute_sequence_kl
 from accord.looks import Alarm, Look, Watch
 from accord.models import Base
-from accord.rewards import LearnedReward
+from accord.rewards import EnsembleReward, LearnedReward
 from accord.training.checks import check_finite
 from accord.training.experience import compute_kl_terms, compute_trunk
 from accord.training.job import MetricRow
@@ -96,7 +96,7 @@ class Judge:
 
 def score_with_trunk(source: RewardSource, rollout: Rollout, trunk: Tensor | None) -> Tensor:
     """(B,) scores; a learned reward is spared the frozen layers, whose output for this rollout is `trunk`."""
-    return source(rollout, trunk) if isinstance(source, LearnedReward) else source(rollout)
+    return source(rollout, trunk) if isinstance(source, LearnedReward | EnsembleReward) else source(rollout)
 
 
 def summarise_look(look: Look | None) -> MetricRow:

@@ -9,7 +9,7 @@ model is normalised once, in its head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,7 +30,7 @@ class PpoState:
     """update: updates done, from which follow the data cursor, the schedules and all seeds. kl_coef: beta for the next.
 
     history: a row an update. record: looks, alarms and the best policy so far. reference: what `compute_reference_hash`
-    gave at the start.
+    gave at the start. reward: what the reward source has steered itself to, {} for one that does not.
     """
 
     update: int
@@ -38,6 +38,7 @@ class PpoState:
     history: list[MetricRow]
     record: Record
     reference: str
+    reward: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def start(cls, base: Base, reference: str | None, judge: Judge, cfg: PpoSection) -> PpoState:
@@ -67,6 +68,7 @@ class PpoState:
             "looks": [look.to_dict() for look in self.record.looks],
             "alarms": [alarm.to_dict() for alarm in self.record.alarms],
             "reference": self.reference,
+            "reward": self.reward,
         }
         checkpoint.save(tensors, state)
 
@@ -93,4 +95,4 @@ class PpoState:
         best = Best(state["best_update"], state["best_score"], select(tensors, BEST))
         looks = [Look.from_dict(row) for row in state["looks"]]
         record = Record(looks, [Alarm(**row) for row in state["alarms"]], best)
-        return cls(state["update"], state["kl_coef"], state["history"], record, current)
+        return cls(state["update"], state["kl_coef"], state["history"], record, current, state["reward"])
