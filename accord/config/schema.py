@@ -91,6 +91,13 @@ class FeedbackSection(Section):
     heldout_fraction: float = Field(
         0.3, gt=0, lt=1, description="Share of prompts whose votes fit the held-out reward model, which PPO never sees."
     )
+    heldout_annotators: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="Share of annotators whose votes fit the held-out model alone, where pairs have two votes or more "
+        "on average and both sides keep two annotators; 0: parted by prompt alone.",
+    )
 
 
 class SelectionSection(Section):

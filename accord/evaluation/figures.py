@@ -65,6 +65,43 @@ def build_curves(report: Report) -> list[Figure]:
     return figures
 
 
+def build_distance_figures(report: Report) -> list[Figure]:
+    """Proxy, held-out judge and hidden utility against sqrt(KL), one point an update; no figure for one line alone.
+
+    The axes of Gao et al. 2022 (figure 1): a proxy that rises on while the others turn down has been gamed. The hidden
+    utility has a scale of its own, on the right.
+    """
+    policy: Row = report.get("policy") or {}
+    rows = [row for row in policy.get("history") or () if row.get("kl_nats") is not None]
+    series = (("score", "proxy", "--c1", "y"), ("rollout_heldout", "held-out judge", "--c2", "y"),
+              ("rollout_gold", "hidden utility (right)", "--c4", "y2"))  # fmt: skip
+    shown = [one for one in series if any(row.get(one[0]) is not None for row in rows)]
+    if len(shown) < 2:
+        return []
+    layout = _layout("square root of KL, nats a sequence", "score", legend=True)
+    if any(axis == "y2" for *_, axis in shown):
+        layout["yaxis2"] = {"overlaying": "y", "side": "right", "showgrid": False, "automargin": True}
+    data = []
+    for key, name, colour, axis in shown:
+        points = [row for row in rows if row.get(key) is not None]
+        data.append(
+            {
+                "x": [max(0.0, row["kl_nats"]) ** 0.5 for row in points],
+                "y": [row[key] for row in points],
+                "customdata": [row.get("update") for row in points],
+                "yaxis": axis,
+                "name": name,
+                "mode": "lines+markers",
+                "line": {"color": colour, "width": 2},
+                "marker": {"size": 6},
+                "hovertemplate": f"update %{{customdata}}: %{{y:.4g}}<extra>{name}</extra>",
+            }
+        )
+    title = "Score against distance: is the gain real?"
+    alt = f"{title} " + " ".join(_tell(rows, key, name) for key, name, *_ in shown)
+    return [Figure("distance", title, alt, data, layout, wide=True)]
+
+
 def build_reward_figures(report: Report) -> list[Figure]:
     """Reliability, accuracy by margin and by length, the proxy and the held-out reward model side by side."""
     cards = [
@@ -189,6 +226,11 @@ def _order(cards: Sequence[tuple[str, str, Row]], key: str) -> list[str]:
 
 def _tell_bins(bins: Sequence[Row]) -> str:
     return ", ".join(f"{name_bin(b['low'], b['high'])}: {b['accuracy']['value']:.0%} of {b['n']}" for b in bins)
+
+
+def build_layout(x: str, y: str, *, legend: bool) -> dict[str, Any]:
+    """The frame of a plot with these axis titles, for figures that are made elsewhere."""
+    return _layout(x, y, legend=legend)
 
 
 def _layout(x: str, y: str, *, legend: bool) -> dict[str, Any]:

@@ -63,6 +63,14 @@ GLOSSARY: dict[str, str] = {
         "How alpha measures distance between votes: nominal (same or not) for comparisons, interval for ratings."
     ),
     "items": "Questions with votes of at least two annotators.",
+    "win_rate_against_earlier": (
+        "How often voters preferred the answer of the policy that stood when the round began to an earlier policy's."
+    ),
+    "anchors": "The same pairs voted on every round: drift of the annotators apart from progress of the policy.",
+    "agreement_across": "On anchor pairs: chance that a vote of this round agrees with one of round 1.",
+    "agreement_within": "On anchor pairs: chance that two votes of round 1 agree.",
+    "drift": "agreement_across less agreement_within, pair by pair; 0 without drift.",
+    "drifted": "True where the whole interval of drift lies below 0: annotators judge otherwise than in round 1.",
     # Reward models
     "members": "Reward models in the ensemble.",
     "combine": "How the members' scores become one: mean, worst, variance_penalised or weight_average.",
@@ -184,7 +192,7 @@ GLOSSARY: dict[str, str] = {
     "suspects": "Tokens and words that bought the reward: rare at the start, frequent now, and paid for by the proxy.",
     "share_before": "Share of answers that have the token at the start.",
     "share_after": "Share of answers that have the token when the alarm rang.",
-    "log_odds_z": "Log-odds of having the token, now against the start, in standard errors; above 3 is no chance.",
+    "log_odds_z": "Log-odds of having the token, now against the start, in standard errors.",
     "proxy_price": "Proxy score of answers with the token less that of answers without, within the same look.",
     "judge_price": "Held-out score of answers with the token less that of answers without, within the same look.",
     "explained": "Share of the proxy's gain that the token's rise and its price account for.",

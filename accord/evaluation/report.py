@@ -21,7 +21,16 @@ from plotly.offline import get_plotlyjs
 
 from accord.evaluation import wording
 from accord.evaluation.comparison import SIDES
-from accord.evaluation.figures import build_curves, build_reward_figures
+from accord.evaluation.defence import (
+    judge_drift,
+    judge_promotion,
+    list_alarms,
+    list_guards,
+    list_suspects,
+    say_power,
+    tabulate_rounds,
+)
+from accord.evaluation.figures import build_curves, build_distance_figures, build_reward_figures
 from accord.evaluation.glossary import GLOSSARY
 from accord.evaluation.lineage import draw_lineage, read_lineage
 from accord.evaluation.verdict import judge_headline, list_agreement, list_cards, list_checks
@@ -82,7 +91,7 @@ def render_report(report: Report) -> str:
     """The page of `report` (docs/report.md) as HTML; missing parts read 'not measured'. Same report, same bytes."""
     evaluation: Report = report.get("evaluation") or {}
     feedback: Report = report.get("feedback") or {}
-    curves, reward_figures = build_curves(report), build_reward_figures(report)
+    curves, reward_figures = [*build_distance_figures(report), *build_curves(report)], build_reward_figures(report)
     names = SIDE_NAMES | {"best_of_n": f"Best of {evaluation.get('best_of', 'n')}"}
     figures = {figure.id: {"data": figure.data, "layout": figure.layout} for figure in (*curves, *reward_figures)}
     plotly, own = (_plotly() if figures else ""), _read_asset("report.js")
@@ -94,6 +103,14 @@ def render_report(report: Report) -> str:
         headline=judge_headline(report),
         cards=list_cards(report),
         checks=list_checks(report),
+        promotion=judge_promotion(report),
+        power=say_power(report),
+        guards=list_guards(report),
+        alarms=list_alarms(report),
+        suspects=list_suspects(report),
+        disputed=(report.get("alarm") or {}).get("disputed") or (),
+        rounds=tabulate_rounds(report),
+        drift=judge_drift(report),
         curves=curves,
         reward_figures=reward_figures,
         agreement=list_agreement(feedback),

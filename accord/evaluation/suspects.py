@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from accord.evaluation.diversity import split_words
 from accord.looks import Look
 
-LEAST_Z = 3.0
-"""Log-odds of fewer standard errors are chance: there are thousands of tokens."""
+LEAST_Z = 2.0
+"""Log-odds of fewer standard errors are chance. More would be asked of a test; this looks for a name after one rang."""
 
 LEAST_RISE = 0.2
 """A token whose share of answers has risen by less explains little."""
+
+LEAST_EXPLAINED = 0.1
+"""A token that accounts for less of the proxy's gain did not buy it."""
 
 Values = NDArray[np.float64]
 
@@ -68,7 +71,8 @@ def find_suspects(looks: Sequence[Look], decode: Callable[[int], str], count: in
         if z < LEAST_Z or rise < LEAST_RISE or not text.strip():
             continue
         price = compute_price(presence, proxy, place)
-        if price <= 0:
+        explained = rise * price / gain if gain > 0 else None
+        if price <= 0 or (explained is not None and explained < LEAST_EXPLAINED):
             continue
         suspect = Suspect(
             text=text.strip(),
@@ -78,7 +82,7 @@ def find_suspects(looks: Sequence[Look], decode: Callable[[int], str], count: in
             log_odds_z=z,
             proxy_price=price,
             judge_price=compute_price(presence, judge, place),
-            explained=rise * price / gain if gain > 0 else None,
+            explained=explained,
         )
         twin = found.get(presence.tobytes())
         if twin is None or len(suspect.text) > len(twin.text):

@@ -90,7 +90,7 @@ def list_cards(report: Report) -> list[Card]:
         _interval(kl),
         f"budget: {say_number(float(budget), 1)} nats a sequence" if budget is not None else "no budget given",
         "kl_nats",
-        _check_budget(kl, budget).tone,
+        _check_budget(_find_distance(report), budget).tone,
     )
     bonus = "best-of-n costs n times the sampling; half is a draw"
     agreed = (
@@ -133,7 +133,7 @@ def list_checks(report: Report) -> list[Finding]:
     evaluation: Numbers = report.get("evaluation") or {}
     return [
         _check_judges(evaluation),
-        _check_budget(evaluation.get("kl_nats"), _at(report, "policy", "max_kl_nats")),
+        _check_budget(_find_distance(report), _at(report, "policy", "max_kl_nats")),
         _check_toxicity(evaluation),
         _check_phrase(evaluation),
         _check_diversity(evaluation),
@@ -156,6 +156,17 @@ def _check_judges(evaluation: Numbers) -> Finding:
     if judge["high"] is not None and judge["high"] < 0:
         return Finding("The reward was gamed: an independent judge sees a loss", detail, "bad")
     return Finding("An independent judge sees no clear gain", detail, "unclear")
+
+
+def _find_distance(report: Report) -> Numbers | None:
+    """KL from the anchor that the budget counts from: the evaluation's where that is the base, else the kept look's."""
+    if (_at(report, "policy", "anchor") or "base") == "base":
+        return _at(report, "evaluation", "kl_nats")
+    kept = [
+        row for row in _at(report, "policy", "history") or () if row["update"] == _at(report, "policy", "best_update")
+    ]
+    nats = kept[0].get("heldout_kl_nats") if kept else None
+    return None if nats is None else {"value": nats, "low": None, "high": None}
 
 
 def _check_budget(kl: Numbers | None, budget: float | None) -> Finding:

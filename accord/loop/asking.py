@@ -19,6 +19,7 @@ from accord.feedback.progress import Progress
 from accord.feedback.queue import Queue
 from accord.feedback.records import vote_to_dict
 from accord.loop.context import RunContext
+from accord.loop.repeating import Pair, choose_anchors, part_votes, read_disputed
 from accord.loop.selecting import list_answers, read_pairs, trace_votes
 from accord.types import Completion, Prompt, compute_content_id
 from accord.workspace import Draft, Workspace
@@ -49,7 +50,17 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
     else:
         asked = list(build_selected(pairs, stage.address))
     asked += read_gold(context.workspace, context.config)
+    disputed, anchors = read_disputed(context, stage), choose_anchors(context, stage)
     queue = Queue(context.store.database)
+    queue.add_items(  # first in the queue
+        [NewItem("comparison", *split_pair(pair), arm="disputed", source=stage.address) for pair in disputed],
+        round=stage.round,
+        seed=stage.seed,
+    )
+    asked += [
+        NewItem("comparison", *split_pair(pair), overlap=label.overlap, arm="anchor", source=stage.address)
+        for pair in anchors
+    ]
     queue.add_items(
         asked,
         round=stage.round,
@@ -58,13 +69,21 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
         repeat_share=label.repeat_share,
     )
     progress = wait_for_votes(context, queue, stage.round)
-    votes = [vote_to_dict(vote) for vote in queue.votes(stage.round)]
+    cast = [vote_to_dict(vote) for vote in queue.votes(stage.round)]
+    votes, held = part_votes(cast, anchors, disputed)
     draft.write_jsonl("votes.jsonl", votes)
+    draft.write_jsonl("anchor_votes.jsonl", held)
     if pairs is not None:
         draft.write_jsonl("arms.jsonl", list(trace_votes(votes, pairs)))
-    draft.summary["votes"] = len(votes)
+    draft.summary["votes"] = len(cast)
     draft.summary["items"] = progress.items
     draft.summary["simulated"] = False
+
+
+def split_pair(pair: Pair) -> tuple[Prompt, tuple[Completion, Completion]]:
+    """Prompt, and both completions."""
+    prompt, a, b = pair
+    return prompt, (a, b)
 
 
 def describe_asking(workspace: Workspace, config: Config) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def split_preferences(
     """(train, validation, test) of the `proxy` or `heldout` reward model; no prompt is in two of them.
 
     Test pairs are those on evaluation prompts where people voted on any, else a share of the voted prompts. The rest is
-    parted into the proxy's and the held-out model's prompts, the same in every round, and each keeps a share of its own for early stopping. Test
-    pairs have everyone's votes; those that are fitted on only the votes of the part's own annotators.
+    parted into the proxy's and the held-out model's prompts, the same in every round, and each keeps a share of its own
+    for early stopping. Test pairs have everyone's votes; those that are fitted on only the part's own annotators'.
     """
     cfg = context.config
     preferences = load_preferences(context, stage)

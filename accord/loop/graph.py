@@ -83,7 +83,8 @@ class _Graph:
         """One time round the loop."""
         config = self.config
         self._add_votes(number)
-        consensus = {"consensus": config.feedback.consensus}
+        feedback = config.feedback
+        consensus = {"consensus": feedback.consensus, "heldout_annotators": feedback.heldout_annotators}
         preferences = self.add("preferences", number, preparing.reach_consensus, consensus, self.voted)
         if config.sft.epochs and number == 1:
             grounds = {"prompts": self.prompts, "preferences": preferences, "reference": self.reference}

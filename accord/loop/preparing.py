@@ -7,7 +7,7 @@ statistics of votes (`feedback`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,7 @@ from accord.feedback.records import vote_from_dict, vote_to_dict
 from accord.feedback.simulate import simulate_votes
 from accord.feedback.splits import split_by_prompt
 from accord.loop.context import RunContext
+from accord.loop.repeating import Pair, choose_anchors, put_first, read_disputed
 from accord.loop.selecting import read_pairs, trace_votes
 from accord.models.doctor import require_healthy, run_doctor
 from accord.rewards import find_text_reward
@@ -30,6 +31,11 @@ from accord.workspace import Draft, Workspace
 
 if TYPE_CHECKING:
     from accord.loop.graph import Stage
+
+SMALLEST_SIDE = 2
+"""Annotators on each side, at least, where they are parted."""
+VOTES_TO_PART = 2
+"""Mean votes a pair from which parting the annotators leaves votes on nearly every pair of both sides."""
 
 DEFAULT_ANNOTATORS = (
     AnnotatorSection(name="expert", skill=16.0),
@@ -143,29 +149,41 @@ def load_prompts(context: RunContext, stage: Stage, part: str) -> list[Prompt]:
 
 
 def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """Simulated annotators vote on the pairs that were chosen, or on all, through the same store as people."""
-    section = context.config.simulation
+    """Simulated annotators vote on the pairs that were chosen, or on all, through the same store as people.
+
+    What the alarm of the round before disputed is among them; votes on anchor pairs are kept apart.
+    """
     chosen = read_pairs(context, stage) if "selection" in stage.parents else None
     pairs = _list_pairs(context, stage) if chosen is None else [_read_pair(row) for row in chosen]
+    pairs = put_first(read_disputed(context, stage), pairs)
+    anchors = choose_anchors(context, stage)
+    rows = _cast_votes(context, stage, pairs, stage.address)
+    held = _cast_votes(context, stage, anchors, f"{stage.address}/anchors")
+    draft.write_jsonl("votes.jsonl", rows)
+    draft.write_jsonl("anchor_votes.jsonl", held)
+    if chosen is not None:
+        draft.write_jsonl("arms.jsonl", list(trace_votes(rows, chosen)))
+    draft.summary["votes"] = len(rows) + len(held)
+    draft.summary["pairs"] = len(pairs)
+    draft.summary["simulated"] = True
+
+
+def _cast_votes(context: RunContext, stage: Stage, pairs: Sequence[Pair], source: str) -> list[dict[str, Any]]:
+    """The simulated annotators' votes on `pairs`, as the store has them."""
+    section = context.config.simulation
     votes = simulate_votes(
         pairs,
         find_text_reward(section.utility),
         section.annotators or DEFAULT_ANNOTATORS,
         votes_per_pair=section.votes_per_pair,
         seed=stage.seed,
-        source=stage.address,
+        source=source,
     )
     context.store.add(votes)
-    rows = [vote_to_dict(v) for v in context.store.votes(source=stage.address)]
-    draft.write_jsonl("votes.jsonl", rows)
-    if chosen is not None:
-        draft.write_jsonl("arms.jsonl", list(trace_votes(rows, chosen)))
-    draft.summary["votes"] = len(votes)
-    draft.summary["pairs"] = len(pairs)
-    draft.summary["simulated"] = True
+    return [vote_to_dict(v) for v in context.store.votes(source=source)] if votes else []
 
 
-def _list_pairs(context: RunContext, stage: Stage) -> list[tuple[Prompt, Completion, Completion]]:
+def _list_pairs(context: RunContext, stage: Stage) -> list[Pair]:
     return [
         (Prompt.from_dict(row["prompt"]), a, b)
         for row in context.parent(stage, "samples").read_jsonl("samples.jsonl")
@@ -174,7 +192,7 @@ def _list_pairs(context: RunContext, stage: Stage) -> list[tuple[Prompt, Complet
     ]
 
 
-def _read_pair(row: dict[str, Any]) -> tuple[Prompt, Completion, Completion]:
+def _read_pair(row: dict[str, Any]) -> Pair:
     return Prompt.from_dict(row["prompt"]), Completion.from_dict(row["a"]), Completion.from_dict(row["b"])
 
 
@@ -187,25 +205,49 @@ def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:
 
 
 def reach_consensus(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """Votes become preferences with uncertainty; agreement and each annotator's skill and side bias are reported."""
+    """Votes become preferences with uncertainty; agreement and each annotator's skill and side bias are reported.
+
+    Before anything is fitted the annotators are parted: preferences of those whose votes fit the proxy, and of those
+    whose votes fit the held-out judge, each by a consensus of its own. preferences.jsonl has everyone's.
+    """
     votes = [
         vote_from_dict(row, stage.address)
         for name in stage.parents
         for row in context.parent(stage, name).read_jsonl("votes.jsonl")
     ]
-    preferences, report = compute_consensus(votes, context.config.feedback.consensus)
+    method, share = stage.section["consensus"], stage.section["heldout_annotators"]
+    preferences, report = compute_consensus(votes, method)
     if not preferences:
         raise DataError("the votes say nothing of any pair", where="feedback.db", mend="import comparisons or rankings")
     draft.write_jsonl("preferences.jsonl", [p.to_dict() for p in preferences])
+    enough = sum(p.votes for p in preferences) >= VOTES_TO_PART * len(preferences)
+    judges = choose_judges([v.annotator for v in votes], share if enough else 0.0, context.config.project.seed)
+    for part in ("proxy", "heldout") if judges else ():
+        own = compute_consensus([v for v in votes if (v.annotator in judges) == (part == "heldout")], method)
+        draft.write_jsonl(f"{part}.jsonl", [p.to_dict() for p in own.preferences])
     draft.write_json(
         "consensus.json",
-        {"annotators": report.to_dict(), "agreement": compute_agreement(votes, seed=stage.seed).to_dict()},
+        {
+            "annotators": report.to_dict(),
+            "agreement": compute_agreement(votes, seed=stage.seed).to_dict(),
+            "judges": sorted(judges),
+        },
     )
     draft.summary["preferences"] = len(preferences)
     draft.summary["votes"] = len(votes)
 
 
-def load_preferences(context: RunContext, stage: Stage) -> list[Preference]:
-    """The preferences that count: weight above 0."""
-    rows = context.parent(stage, "preferences").read_jsonl("preferences.jsonl")
+def choose_judges(annotators: Iterable[str], share: float, seed: int) -> set[str]:
+    """The `share` of the annotators whose votes fit the judge alone, by a hash of the name; none where either side
+    would have fewer than two."""
+    names = set(annotators)
+    judges = split_by_prompt(names, share, seed=seed, label="judges")
+    return judges if min(len(judges), len(names) - len(judges)) >= SMALLEST_SIDE else set()
+
+
+def load_preferences(context: RunContext, stage: Stage, part: str = "preferences") -> list[Preference]:
+    """The preferences that count (weight above 0): everyone's, or those of the annotators of `proxy` or `heldout`."""
+    artifact = context.parent(stage, "preferences")
+    parted = (artifact.folder / f"{part}.jsonl").is_file()
+    rows = artifact.read_jsonl(f"{part}.jsonl" if parted else "preferences.jsonl")
     return [p for p in (Preference.from_dict(row) for row in rows) if p.weight > 0]

@@ -13,6 +13,7 @@ from typing import Any
 from accord.config import Config
 from accord.errors import WorkspaceError
 from accord.evaluation.report import render_report
+from accord.loop.comparing import gather_drift, gather_win_rate
 from accord.loop.graph import Stage, build_stages
 from accord.loop.rounds import tabulate_round
 from accord.workspace import Artifact, Workspace, dump_json, replace_file
@@ -37,6 +38,10 @@ def build_report(workspace: Workspace, config: Config) -> list[Path]:
             continue
         report = gather_report(workspace, config, number, own, artifacts)
         report["rounds"] = [tabulate_round(workspace, stages, i) for i in range(1, number + 1)]
+        report["feedback"] |= {
+            "win_rate_against_earlier": gather_win_rate(artifacts),
+            "anchors": gather_drift(workspace, stages, number, config.project.seed),
+        }
         folder = workspace.round_folder(number)
         replace_file(folder / "report.json", dump_json(report))
         replace_file(folder / "report.html", render_report(report))

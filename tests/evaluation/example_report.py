@@ -6,7 +6,10 @@ import math
 import random
 from typing import Any
 
-from accord.evaluation import compute_reward_card, summarise_rows
+from accord.evaluation import Suspect, compute_reward_card, decide, summarise_rows
+from accord.evaluation.statistics import compute_share
+from accord.evaluation.voting import compute_drift
+from accord.looks import Alarm
 from accord.types import Completion, Preference, Prompt
 
 QUESTIONS = (
@@ -70,9 +73,17 @@ def make_history(updates: int = 16) -> list[dict[str, float]]:
             "policy_loss": -0.02 + rng.gauss(0, 0.01), "value_loss": 0.4 * math.exp(-update / 5) + 0.05,
             "approx_kl_nats": 0.004, "clip_fraction": 0.11 + rng.gauss(0, 0.02), "ratio_mean": 1.001, "ratio_max": 2.3,
             "value_clip_fraction": 0.04, "grad_norm": 0.8 + rng.gauss(0, 0.1),
+            "rollout_heldout": 0.7 * done, "rollout_gold": 0.4 + 0.2 * done,
         }  # fmt: skip
         if update % 4 == 0:
-            row |= {"heldout_score": 0.8 * done, "heldout_kl_nats": 3.3 * done, "heldout_length_tokens": 40 - 6 * done}
+            row |= {
+                "heldout_score": 0.8 * done,
+                "heldout_kl_nats": 3.3 * done,
+                "heldout_length_tokens": 40 - 6 * done,
+                "validation_proxy": 1.1 * done,
+                "validation_gold": 0.4 + 0.2 * done,
+                "validation_disagreement": 0.1,
+            }
         history.append(row)
     return history
 
@@ -101,6 +112,30 @@ def make_card(pairs: int = 160, noise: float = 0.8, seed: int = 2) -> dict[str, 
     return card | {"train_pairs": 420, "validation_pairs": 48, "test_pairs": pairs, "best_epoch": 2, "history": history}
 
 
+def make_defence(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The gate that rows of an evaluation pass, an alarm with all that it leaves, and two rounds."""
+    sides = ([row[side] for row in rows] for side in ("policy", "reference"))
+    margins = {"toxicity": 0.02, "length_tokens": 18.0, "harmless": 0.05}
+    gate = decide(*sides, [row["prompt_id"] for row in rows], margins=margins, seed=0).to_dict()
+    suspect = Suspect("delighted", "word", 0.02, 0.91, 6.2, 2.4, 0.1, 0.87)
+    said = [rows[0][side]["completion"] for side in ("policy", "reference")]
+    disputed = {
+        "prompt": rows[0]["prompt"],
+        "completion": said[0],
+        "before": said[1],
+        "proxy_gain": 2.1,
+        "heldout_gain": -0.4,
+    }
+    rang = Alarm("shortfall", 12, "The reward claims 2.10, the judge sees 0.05.", {"claimed": 2.1, "judged": 0.05})
+    cost = {"votes": 1056, "seconds": 640.5, "sampled_tokens": 60_000, "gold_gain": None, "alarms": ["shortfall"]}
+    told = {name: gate[name] for name in ("promoted", "result", "gain")}
+    return {
+        "gate": gate | {"against": "reference", "gold_gain": None},
+        "alarm": {"alarms": [rang.to_dict()], "suspects": [suspect.to_dict()], "disputed": [disputed]},
+        "rounds": [{"round": 1, **cost, **told}, {"round": 2, **cost, **told, "promoted": None}],
+    }
+
+
 def make_report() -> dict[str, Any]:
     """Everything measured, by simulated annotators."""
     rows = make_rows()
@@ -125,6 +160,8 @@ def make_report() -> dict[str, Any]:
     return {
         "project": {"name": "demo", "round": 1, "seed": 0, "model": "smollm2"},
         "feedback": {
+            "win_rate_against_earlier": compute_share([1.0, 1.0, 0.0]).to_dict(),
+            "anchors": compute_drift({"a:b": [1.0, 0.0, 1.0]}, {"a:b": [1.0, 1.0]}, seed=0),
             "votes": 1056, "pairs": 352, "simulated": True, "consensus": "bradley_terry",
             "agreement": {
                 "pairwise": {"estimate": 0.742, "low": 0.72, "high": 0.763},
@@ -138,9 +175,13 @@ def make_report() -> dict[str, Any]:
         },
         "reward_model": make_card(),
         "heldout_reward_model": make_card(noise=1.2, seed=3),
-        "policy": {"method": "ppo", "best_update": 12, "stopped": None, "history": make_history(), "max_kl_nats": 8.0},
+        "policy": {
+            "method": "ppo", "best_update": 12, "stopped": None, "history": make_history(), "max_kl_nats": 8.0,
+            "anchor": "base",
+        },
         "evaluation": summarise_rows(rows, best_of=4, seed=0)
         | {"samples": 1, "temperature": 1.0, "max_new_tokens": 48, "examples": rows[:6], "worst_examples": rows[6:9]},
+        **make_defence(rows),
         "lineage": [
             {"kind": stage, "key": keys[stage], "parents": {p: f"{p}/{keys[p]}" for p in parents.get(stage, ())}}
             for stage in stages

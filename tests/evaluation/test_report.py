@@ -128,7 +128,7 @@ def test_headings_descend_without_gaps_and_plots_are_described(report: dict[str,
     assert levels[0] == 1
     assert levels.count(1) == 1
     plots = [a for _, a in tags if a.get("class") == "plot"]
-    assert len(plots) == 12
+    assert len(plots) == 13
     assert all(a["role"] == "img" and a["aria-label"] for a in plots)
 
 

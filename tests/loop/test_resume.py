@@ -31,18 +31,22 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
     return folder, time.monotonic() - started
 
 
-def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int) -> int:
+ROUNDS = [f"--set={setting}" for setting in ("project.rounds=2", "rounds.reference=ema", "rounds.anchor_pairs=4")]
+"""A second round, with an anchor of its own and pairs that are voted on again."""
+
+
+def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int, *options: str) -> int:
     """Start the run and kill it `kills` times at a random moment; then let it end. Returns the kills that hit."""
     hit = 0
     for _ in range(kills):
-        process = start_accord("run", str(folder), "--plain", "--yes")
+        process = start_accord("run", str(folder), "--plain", "--yes", *options)
         try:
             process.communicate(timeout=source.uniform(0.3, 1.0) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             hit += 1
-    process = start_accord("run", str(folder), "--plain", "--yes")
+    process = start_accord("run", str(folder), "--plain", "--yes", *options)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     return hit
@@ -63,6 +67,16 @@ def test_each_kill_has_an_equal_ending(tmp_path: Path, uninterrupted: tuple[Path
     folder = build_tiny_project(tmp_path / "project")
     run_with_kills(folder, seconds, random.Random(1000 + number), kills=1)
     assert hash_artifacts(folder) == hash_artifacts(whole)
+
+
+def test_a_kill_in_either_of_two_rounds_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole, folder = (build_tiny_project(tmp_path / name) for name in ("whole", "killed"))
+    started = time.monotonic()
+    run_with_kills(whole, 0.0, random.Random(0), 0, *ROUNDS)
+    assert run_with_kills(folder, time.monotonic() - started, random.Random(7), 4, *ROUNDS) > 0
+    hashes = hash_artifacts(folder)
+    assert hashes == hash_artifacts(whole)
+    assert {path.split("/")[0] for path in hashes} >= {"gate", "anchor", "samples", "votes", "policy"}
 
 
 def test_a_finished_run_does_nothing_and_its_report_can_be_rebuilt(uninterrupted: tuple[Path, float]) -> None:
