@@ -1,12 +1,13 @@
-"""The two parts that Accord wrote itself, beside the libraries': LoRA layers, and attention while decoding.
+"""What Accord wrote itself, beside the libraries': layers in training, a step of decoding, and attention.
 
     python -m benchmarks.kernels --model DIR [--repeats 15]
 
-lora: one training step (forward, backward, no optimiser) on 8 rows of 112 tokens, of the layers above the split
-(two thirds down, as by default) and of all of them, once with `accord.models.fused` and once with PEFT's own
-`LoraLayer.forward` on the very same modules and weights.
-attention: one decoding step of 64 rows behind 96 cached tokens, through the whole model, with
-`accord.models.attention`, and with transformers' `eager` and `sdpa`.
+layers: one training step (forward, backward, no optimiser) on 8 rows of 112 tokens, of the layers above the split
+(two thirds down, as by default) and of all of them: packed (`accord.models.packed_layer`); transformers' layers with
+`accord.models.fused`; and transformers' layers with PEFT's own `LoraLayer.forward`, on the very same weights. Beside
+them the share of the machine's matrix-product peak that the counted products reach.
+decoding: one decoding step of 64 rows behind 96 cached tokens, through the whole model: `accord.models.decoding`,
+and transformers' forward and cache, with `accord.models.attention` and with transformers' `eager` and `sdpa`.
 
 All variants of a part run in one process, taking turns in every repetition, so that what else the machine does falls on
 all of them; after one round that is not counted. Shown: the median of the repetitions with the lowest and highest, and
@@ -26,7 +27,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from transformers import DynamicCache
 
-from benchmarks.machine import choose_device, describe_device, synchronize
+from accord.models.packing import unpacked
+from benchmarks.counting import WorkCounter
+from benchmarks.machine import measure_roofs, synchronize
 from benchmarks.processes import build_parser, run_command, run_ours
 from benchmarks.tables import format_table, summarize, write_json
 
@@ -47,13 +50,17 @@ def compare(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for part in arguments.part or PARTS:
         rows += run_ours("benchmarks.kernels", work | {"part": part}, threads=work["threads"])["rows"]
+    machine = measure_roofs(threads=work["threads"], quick=arguments.quick)
+    peak = machine.matmul_gflops[work["dtype"]] * 1e9
+    for row in rows:
+        row["matmul_share"] = row["flops"] / row["seconds"]["median"] / peak if "flops" in row else None
     cells = [
-        [r["part"], r["name"], r["seconds"]["median"], r["seconds"]["min"], r["seconds"]["max"], r["times_ours"]]
+        [r["part"], r["name"], r["seconds"]["median"], r["seconds"]["min"], r["seconds"]["max"], r["times_ours"],
+         100 * r["matmul_share"] if r["matmul_share"] else None]
         for r in rows
-    ]
-    print(format_table(["", "", "s", "min", "max", "times ours"], cells))
-    machine = {"name": describe_device(choose_device()), "threads": work["threads"], "torch": torch.__version__}
-    result = {"benchmark": "kernels", "date": date.today().isoformat(), "machine": machine, "work": work}
+    ]  # fmt: skip
+    print(format_table(["", "", "s", "min", "max", "times ours", "% of matmul peak"], cells))
+    result = {"benchmark": "kernels", "date": date.today().isoformat(), "machine": machine.to_dict(), "work": work}
     write_json(arguments.json, result | {"rows": rows})
 
 
@@ -79,8 +86,8 @@ def take_turns(
     return [{"part": part, "name": n, "seconds": s, "times_ours": s["median"] / ours} for n, s in summaries.items()]
 
 
-def measure_lora(work: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The LoRA layer, on the layers above the default split and on all of them."""
+def measure_layers(work: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A training step of the layers above the default split, and of all of them."""
     rows = []
     for split in (-1, 0):
         base = _load(work, split)
@@ -94,41 +101,63 @@ def measure_lora(work: Mapping[str, Any]) -> list[dict[str, Any]]:
             for parameter in base.parameters("scorer").values():
                 parameter.grad = None
 
-        def step_with_peft(base: Any = base, step: Any = step) -> None:
-            with _peft_forward(base.model):
+        def step_unpacked(base: Any = base, step: Any = step) -> None:
+            with unpacked(base.stack):
                 step()
 
-        part = f"LoRA, layers {base.split} to {base.layers}"
-        rows += take_turns(part, {"accord": step, "peft": step_with_peft}, work["repeats"], base.device.type)
+        def step_with_peft(base: Any = base, step: Any = step) -> None:
+            with unpacked(base.stack), _peft_forward(base.model):
+                step()
+
+        part = f"training, layers {base.split} to {base.layers}"
+        variants: dict[str, Callable[[], object]] = {
+            "packed": step,
+            "transformers, fused LoRA": step_unpacked,
+            "transformers, PEFT": step_with_peft,
+        }
+        with WorkCounter() as counter:
+            step()
+        measured = take_turns(part, variants, work["repeats"], base.device.type)
+        rows += [row | {"flops": counter.work.flops} for row in measured]
     return rows
 
 
-def measure_attention(work: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One decoding step of the whole model under each attention."""
+def measure_decoding(work: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One decoding step of the whole model, in each way."""
     from accord.models import attention
+    from accord.models.decoding import PackedDecoder
 
     base = _load(work, 0, roles=False)
     rows, cached = work["decoding_rows"], work["cached_tokens"]
     ids = torch.randint(base.vocabulary, (rows, cached + 1), generator=torch.Generator().manual_seed(0))
     ids = ids.to(base.device)
     mask = torch.ones_like(ids)
-    steps = {}
+    steps: dict[str, Callable[[], None]] = {}
+    if base.decodes_packed:
+        with torch.no_grad():
+            decoder = PackedDecoder(base, rows, cached + 1)
+            decoder.admit(ids[:, :-1].tolist())
+
+        @torch.no_grad()
+        def step_packed() -> None:
+            decoder.step(ids[:, -1])
+            decoder.lengths -= 1
+
+        steps["packed"] = step_packed
     for name in (attention.register(), "eager", "sdpa"):
         base.model.set_attn_implementation(name)
         cache = DynamicCache(config=base.model.config)
-        with torch.no_grad():
+        with torch.no_grad(), unpacked(base.stack):
             base.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache, logits_to_keep=1)
-        steps[name] = _build_step(base.model, name, ids[:, -1:], mask, cache)
-    names = {attention.NAME: "accord grouped", "eager": "transformers eager", "sdpa": "transformers sdpa"}
-    variants = {names[name]: step for name, step in steps.items()}
-    return take_turns("attention, decoding step", variants, work["repeats"], base.device.type)
+        steps[f"transformers, {name}"] = _build_step(base, name, ids[:, -1:], mask, cache)
+    return take_turns("decoding step", steps, work["repeats"], base.device.type)
 
 
-def _build_step(model: Any, name: str, ids: Any, mask: Any, cache: DynamicCache) -> Callable[[], None]:
+def _build_step(base: Any, name: str, ids: Any, mask: Any, cache: DynamicCache) -> Callable[[], None]:
     def step() -> None:
-        model.set_attn_implementation(name)
-        with torch.no_grad():
-            model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        base.model.set_attn_implementation(name)
+        with torch.no_grad(), unpacked(base.stack):
+            base.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
     return step
@@ -160,8 +189,8 @@ def _peft_forward(model: Any) -> Iterator[None]:
 
 
 PARTS: dict[str, Callable[[Mapping[str, Any]], list[dict[str, Any]]]] = {
-    "lora": measure_lora,
-    "attention": measure_attention,
+    "layers": measure_layers,
+    "decoding": measure_decoding,
 }
 
 

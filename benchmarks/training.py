@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from accord.config.schema import PpoSection, SampleSection
 from accord.models import Base, LoraSettings, load_base
-from accord.rewards import LearnedReward
+from accord.rewards import LearnedReward, score_in_parts
 from accord.rollout import Sampler
 from accord.training import train_ppo
 from accord.types import Prompt, RewardSource, Rollout
@@ -49,6 +49,7 @@ class Observer:
     sampler: Sampler
     reward: RewardSource
     warm_up: int
+    takes_trunk: ClassVar[bool] = True
     counter: PhaseCounter = field(default_factory=PhaseCounter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     started: float = 0.0
@@ -66,10 +67,10 @@ class Observer:
         self.counter.lap("sample")
         return rollout
 
-    def __call__(self, rollout: Rollout, *args: Any, **options: Any) -> Tensor:
+    def __call__(self, rollout: Rollout, trunk: Tensor | None = None) -> Tensor:
         """The reward source's own; what came before it is the experience."""
         self.counter.lap("experience")
-        scores = self.reward(rollout, *args, **options)
+        scores = score_in_parts(self.reward, rollout, trunk).total
         self.counter.lap("score")
         return scores
 
@@ -170,8 +171,10 @@ def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str
     prompts = build_prompts(base.tokens, work["prompts"] * (work["iterations"] + 1), work["prompt_tokens"], 0)
     sources = [LearnedReward(base, role) for role in scorers]
 
-    def reward(rollout: Rollout) -> Tensor:
-        return torch.stack([source(rollout) for source in sources]).mean(dim=0)
+    def reward(rollout: Rollout, trunk: Tensor | None = None) -> Tensor:
+        return torch.stack([source(rollout, trunk) for source in sources]).mean(dim=0)
+
+    reward.takes_trunk = True  # type: ignore[attr-defined]
 
     with never_stopping(base):
         observer = run_ppo(base, prompts, reward, work, warm_up=1)

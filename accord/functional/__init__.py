@@ -14,7 +14,7 @@ from accord.functional.kl import (
     compute_k3,
     compute_sequence_kl,
 )
-from accord.functional.logprobs import TokenLogprobs, compute_logprobs
+from accord.functional.logprobs import TokenLogprobs, compute_head_logprobs, compute_logprobs
 from accord.functional.masking import compute_last_index, masked_mean, masked_sum, masked_variance, masked_whiten
 from accord.functional.shaping import shape_rewards
 
@@ -25,6 +25,7 @@ __all__ = [
     "compute_categorical_kl",
     "compute_explained_variance",
     "compute_gae",
+    "compute_head_logprobs",
     "compute_k1",
     "compute_k2",
     "compute_k3",

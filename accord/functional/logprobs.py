@@ -2,7 +2,8 @@
 
 Implements softmax with one temperature, in float32 at least, whatever the precision of the logits. Works on a few rows
 at a time and keeps for the backward pass only the logits themselves and two numbers a row, where plain autograd would
-keep several float32 copies of (B, T, V). Leaves out top-p and top-k: truncated sampling has no place in an optimiser.
+keep several float32 copies of (B, T, V); given the head's matrix, not even the logits (`compute_head_logprobs`). Leaves
+out top-p and top-k: truncated sampling has no place in an optimiser.
 """
 
 from __future__ import annotations
@@ -27,6 +28,29 @@ class TokenLogprobs(NamedTuple):
     entropy: Float[Tensor, "B T"]
 
 
+def compute_head_logprobs(
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    ids: Int[Tensor, " N"],
+    temperature: float | int = 1.0,
+    *,
+    entropy_learns: bool = True,
+) -> TokenLogprobs:
+    """`compute_logprobs` of the logits hidden W^T, which are never all there at once; W is frozen.
+
+    The forward pass also computes what the backward pass needs, since it has the probabilities in hand: with
+    m = sum_j p_j w_j, temperature * d log p_i / dh = w_i - m, temperature * dH / dh = -sum_j p_j (log p_j + H) w_j.
+
+    hidden (N, H), weight (V, H) without infinite products, ids (N,) -> both (N,), float32 (float64 in float64).
+    Differentiable once in `hidden`; without `entropy_learns` the entropy is a constant, which spares a product with W.
+
+    Raises:
+        DataError: the shapes do not match, or `temperature` is not above 0.
+    """
+    _check(hidden.shape[:-1], ids, temperature)
+    return TokenLogprobs(*_HeadLogprobs.apply(hidden, weight, ids, temperature, entropy_learns))
+
+
 def compute_logprobs(
     logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"], temperature: float | int = 1.0
 ) -> TokenLogprobs:
@@ -42,16 +66,59 @@ def compute_logprobs(
     Raises:
         DataError: the shapes do not match, or `temperature` is not above 0.
     """
+    _check(logits.shape[:-1], ids, temperature)
+    logprobs, entropy = _LeanLogprobs.apply(logits.flatten(0, -2), ids.flatten(), temperature)
+    return TokenLogprobs(logprobs.view(ids.shape), entropy.view(ids.shape))
+
+
+def _check(rows: torch.Size, ids: Tensor, temperature: float) -> None:
     if not temperature > 0:
         raise DataError(f"temperature is {temperature}", where="sample.temperature", mend="choose a number above 0")
-    if logits.shape[:-1] != ids.shape:
+    if rows != ids.shape:
         raise DataError(
-            f"logits {tuple(logits.shape)} do not speak of ids {tuple(ids.shape)}",
+            f"{tuple(rows)} distributions do not speak of ids {tuple(ids.shape)}",
             where="compute_logprobs",
             mend="give one row of logits for each id",
         )
-    logprobs, entropy = _LeanLogprobs.apply(logits.flatten(0, -2), ids.flatten(), temperature)
-    return TokenLogprobs(logprobs.view(ids.shape), entropy.view(ids.shape))
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """`compute_head_logprobs`. Saves one or two (N, H), the derivatives of log p and of H."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, entropy_learns: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs, entropy = hidden.new_empty(2, len(ids), dtype=wide)
+        learns = ctx.needs_input_grad[0]
+        slopes = hidden.new_empty((1 + entropy_learns, *hidden.shape) if learns else 0)
+        for rows in _row_chunks(len(ids), len(weight)):
+            logits = torch.nn.functional.linear(hidden[rows], weight).to(wide)
+            if temperature != 1:
+                logits /= temperature
+            p = torch.softmax(logits, dim=1)
+            largest, place = logits.max(dim=1)
+            norm = largest - p.gather(1, place[:, None])[:, 0].log()
+            logprobs[rows] = logits.gather(1, ids[rows, None])[:, 0] - norm
+            entropy[rows] = norm - torch.linalg.vecdot(p, logits)
+            if learns:
+                torch.sub(weight[ids[rows]], p.to(hidden.dtype) @ weight, out=slopes[0, rows])
+            if learns and entropy_learns:
+                spread = logits.sub_(norm[:, None]).add_(entropy[rows, None]).mul_(p)
+                torch.matmul(spread.to(hidden.dtype), weight, out=slopes[1, rows]).neg_()
+        ctx.save_for_backward(slopes)
+        ctx.temperature = temperature
+        if not entropy_learns:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        weights = torch.stack(grads[: len(slopes)])[:, :, None] / ctx.temperature
+        return (slopes * weights).sum(dim=0).to(slopes.dtype), None, None, None, None
 
 
 class _LeanLogprobs(torch.autograd.Function):
@@ -62,7 +129,7 @@ class _LeanLogprobs(torch.autograd.Function):
         wide = torch.promote_types(logits.dtype, torch.float32)
         logprobs = logits.new_empty(len(ids), dtype=wide)
         entropy = torch.empty_like(logprobs)
-        for rows in _row_chunks(logits):
+        for rows in _row_chunks(*logits.shape):
             log_p = _log_softmax(logits[rows], temperature, wide)
             logprobs[rows] = log_p.gather(1, ids[rows, None]).squeeze(1)
             entropy[rows] = -(log_p.exp() * _finite(log_p)).sum(dim=1)
@@ -75,7 +142,7 @@ class _LeanLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor, None, None]:
         logits, ids, entropy = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        for rows in _row_chunks(logits):
+        for rows in _row_chunks(*logits.shape):
             log_p = _log_softmax(logits[rows], ctx.temperature, entropy.dtype)
             p = log_p.exp()
             slope = _finite(log_p).add_(entropy[rows, None]).mul_(grad_entropy[rows, None])
@@ -85,10 +152,10 @@ class _LeanLogprobs(torch.autograd.Function):
         return grad, None, None
 
 
-def _row_chunks(logits: Tensor) -> list[slice]:
+def _row_chunks(rows: int, vocabulary: int) -> list[slice]:
     """Slices of the rows of (N, V) logits, at most CHUNK_ELEMENTS logits each, and at least one row."""
-    step = max(1, CHUNK_ELEMENTS // max(1, logits.shape[1]))
-    return [slice(start, start + step) for start in range(0, len(logits), step)]
+    step = max(1, CHUNK_ELEMENTS // max(1, vocabulary))
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def _log_softmax(logits: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

@@ -109,6 +109,7 @@ class Trunk:
             return (hidden,) if self._returns_tuple else hidden
 
         lower = list(self.layers[: self.split])
+        own = [layer.__dict__.get("forward") for layer in lower]
         handle = self.layers[self.split].register_forward_pre_hook(substitute, with_kwargs=True)
         for layer in lower:
             layer.forward = bypass
@@ -116,8 +117,10 @@ class Trunk:
             yield
         finally:
             handle.remove()
-            for layer in lower:
+            for layer, forward in zip(lower, own, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
 
 def find_trunk(layers: nn.ModuleList, split: int, forward: Callable[[], Tensor]) -> tuple[Trunk | None, str]:

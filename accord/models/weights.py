@@ -1,8 +1,10 @@
-"""Whole models: the hash of frozen weights, a full trainable copy, a head that its input's layout does not slow."""
+"""Whole models: the hash of frozen weights, a full trainable copy, and what the LM head is and needs."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +55,15 @@ def keep_head_fast(model: PreTrainedModel) -> PreTrainedModel:
 
     model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
     return model
+
+
+@torch.no_grad()
+def is_head_plain(model: PreTrainedModel, inputs: Mapping[str, Any]) -> bool:
+    """Whether the logits of `inputs` are hidden states times the head's matrix: no bias, scale or soft cap."""
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        return False
+    logits = model(**inputs).logits
+    plain = nn.functional.linear(model.base_model(**inputs).last_hidden_state, head.weight)
+    gap = float((logits.float() - plain.float()).abs().max())
+    return gap <= 4 * torch.finfo(logits.dtype).eps * float(plain.float().abs().max())

@@ -1,27 +1,28 @@
 """Sampler: the `Generator` that Accord trains with.
 
-Implements batched decoding with a key-value cache: prompts sorted by length, a prompt that several samples share is
-read once, finished rows leave the batch, logprobs are taken while sampling, and every sequence has its own random
-stream. Leaves out admission of waiting prompts into a running batch, CUDA graphs, top-p and top-k.
+Implements continuous batching: prompts enter sorted by length, a prompt that several samples share is read once,
+finished rows leave the batch, waiting prompts take their place, logprobs are taken while sampling, and every sequence
+has its own random stream. How a batch is decoded is an engine's matter (`engines`). Leaves out CUDA graphs, top-p and
+top-k.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
 
 from accord.errors import DataError
 from accord.models import Base
+from accord.rollout.engines import Engine, open_engine, pad_left
 from accord.rollout.streams import draw_tokens, draw_uniforms
 from accord.types import Completion, Prompt, Rollout
 
-COMPACT_BELOW = 0.75
-"""The batch is compacted when less than this share of its rows is still decoding: copying the cache is not free."""
+ADMIT_FROM = 0.25
+"""Waiting prompts enter when at least this share of the rows is free: reading several at once fills the machine."""
 
 
 @dataclass
@@ -69,9 +70,10 @@ class Sampler:
         rows = [_Sequence(encoded[p], uniforms[i], [], []) for i, p in enumerate(prompts)]
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt_ids), rows[i].prompt_ids))
         with self.base.activate(role) as model:
-            for start in range(0, len(order), self.batch_size):
-                batch = [rows[i] for i in order[start : start + self.batch_size]]
-                self._decode(model, batch, max_new_tokens, temperature)
+            slots = min(self.batch_size, len(rows))
+            columns = max(len(row.prompt_ids) for row in rows) + max_new_tokens
+            engine = open_engine(self.base, model, slots, columns)
+            self._decode(engine, slots, deque(rows[i] for i in order), max_new_tokens, temperature)
         return assemble_rollout(
             self.base,
             prompts,
@@ -81,71 +83,36 @@ class Sampler:
             [r.finished for r in rows],
         )
 
-    def _decode(self, model: nn.Module, rows: list[_Sequence], max_new_tokens: int, temperature: float) -> None:
-        """Sample every row to EOS or `max_new_tokens`, in place."""
-        device, eos_id = self.base.device, self.base.tokens.eos_id
-        cache, mask, logits = _prefill(self.base, model, rows)
-        active = list(rows)
-        for step in range(max_new_tokens):
-            uniforms = torch.stack([r.uniforms[step] for r in active])
-            tokens, logprobs = draw_tokens(logits, uniforms, temperature)
-            sampled, sampled_logprobs = tokens.tolist(), logprobs.tolist()
-            for row, token, logprob in zip(active, sampled, sampled_logprobs, strict=True):
-                if not row.finished:
-                    row.completion_ids.append(token)
-                    row.logprobs.append(logprob)
-                    row.finished = token == eos_id
-            alive = [i for i, row in enumerate(active) if not row.finished]
+    def _decode(
+        self, engine: Engine, slots: int, waiting: deque[_Sequence], max_new_tokens: int, temperature: float
+    ) -> None:
+        """Sample every waiting row to EOS or `max_new_tokens`, in place."""
+        active: list[_Sequence] = []
+        tokens = torch.empty(0, dtype=torch.long, device=self.base.device)
+        while waiting or active:
+            logits = [engine.step(tokens)] if active else []
+            free = slots - len(active)
+            if waiting and (not active or (engine.admits_while_running and free >= ADMIT_FROM * slots)):
+                entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                logits.append(engine.admit([row.prompt_ids for row in entering]))
+                active += entering
+            uniforms = torch.stack([row.uniforms[len(row.completion_ids)] for row in active])
+            tokens, logprobs = draw_tokens(torch.cat(logits), uniforms, temperature)
+            for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
+                row.completion_ids.append(token)
+                row.logprobs.append(logprob)
+                row.finished = token == self.base.tokens.eos_id
             if self.on_tokens:
                 self.on_tokens(len(active))
-            if not alive or step + 1 == max_new_tokens:
-                return
-            if len(alive) <= COMPACT_BELOW * len(active):
-                keep = torch.tensor(alive, device=device)
-                cache.batch_select_indices(keep)
-                mask, tokens = mask[keep], tokens[keep]
-                active = [active[i] for i in alive]
-            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            logits = model(
-                input_ids=tokens[:, None],
-                attention_mask=mask.long(),
-                position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            alive = [i for i, r in enumerate(active) if not r.finished and len(r.completion_ids) < max_new_tokens]
+            if len(alive) < len(active):
+                alive = engine.keep(alive)
+                active, tokens = [active[i] for i in alive], tokens[alive]
 
 
 def _encode_unique(base: Base, prompts: Sequence[Prompt]) -> dict[Prompt, list[int]]:
     """Token ids of each different prompt."""
     return {prompt: base.tokens.encode_prompt(prompt) for prompt in dict.fromkeys(prompts)}
-
-
-def _pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B P"], Bool[Tensor, "B P"]]:
-    width = max(len(r) for r in rows)
-    ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows])
-    mask = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows])
-    return ids, mask
-
-
-def _prefill(base: Base, model: nn.Module, rows: Sequence[_Sequence]) -> tuple[DynamicCache, Tensor, Tensor]:
-    """Read each different prompt of the batch once; returns the cache, mask (B, P) and next-token logits (B, V)."""
-    unique = {tuple(r.prompt_ids): None for r in rows}
-    position = {ids: i for i, ids in enumerate(unique)}
-    ids, mask = (t.to(base.device) for t in _pad_left(list(unique), base.tokens.pad_id))
-    cache = DynamicCache(config=base.model.config)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=(mask.long().cumsum(dim=1) - 1).clamp_(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    if len(unique) == len(rows):
-        return cache, mask, logits
-    index = torch.tensor([position[tuple(r.prompt_ids)] for r in rows], device=base.device)
-    cache.batch_select_indices(index)
-    return cache, mask[index], logits[index]
 
 
 def assemble_rollout(
@@ -158,7 +125,7 @@ def assemble_rollout(
 ) -> Rollout:
     """Pad B prompts on the left and B completions on the right into one `Rollout`; texts are decoded without EOS."""
     pad_id = base.tokens.pad_id
-    left_ids, left_mask = _pad_left(prompt_ids, pad_id)
+    left_ids, left_mask = pad_left(prompt_ids, pad_id)
     width = max(len(c) for c in completion_ids)
     right_ids = torch.tensor([list(c) + [pad_id] * (width - len(c)) for c in completion_ids])
     right_mask = torch.tensor([[True] * len(c) + [False] * (width - len(c)) for c in completion_ids])

@@ -35,16 +35,22 @@ def draw_tokens(
     the token in it: a third of the time of one long cumulative sum. A token of probability 0 is never drawn.
     Source: inverse transform sampling, Devroye 1986, chapter III.
     """
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
-    probabilities = logprobs.exp()
-    padded = nn.functional.pad(probabilities, (0, -probabilities.shape[-1] % BLOCK))
+    scores = logits.float()
+    if temperature != 1:
+        scores = scores / temperature
+    probabilities = torch.softmax(scores, dim=-1)
+    largest, place = scores.max(dim=-1)
+    norm = largest - probabilities.gather(1, place[:, None])[:, 0].log()
+    padded = probabilities
+    if short := -probabilities.shape[-1] % BLOCK:
+        padded = nn.functional.pad(probabilities, (0, short))
     blocks = padded.view(len(logits), -1, BLOCK)
     shares = uniforms.to(logits.device, torch.float64)
     block, rest = _invert(blocks.sum(dim=-1, dtype=torch.float64), shares, scale=True)
     within = blocks[torch.arange(len(blocks), device=block.device), block].double()
     offset, _ = _invert(within, rest, scale=False)
     tokens = block * BLOCK + offset
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    return tokens, scores.gather(1, tokens[:, None])[:, 0] - norm
 
 
 def _invert(masses: Float[Tensor, "B N"], targets: Float[Tensor, " B"], *, scale: bool) -> tuple[Tensor, Tensor]:

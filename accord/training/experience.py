@@ -21,7 +21,6 @@ from torch import Tensor
 
 from accord import distributed
 from accord.config.schema import PpoSection, SampleSection
-from accord.functional import compute_logprobs
 from accord.models import Base
 from accord.types import Generator, Prompt, Rollout, derive_seed
 
@@ -135,14 +134,17 @@ def iterate_minibatches(sequences: int, minibatches: int, seed: int) -> Iterator
 
 
 def compute_token_logprobs(
-    base: Base, role: str | None, batch: TokenBatch, temperature: float
+    base: Base, role: str | None, batch: TokenBatch, temperature: float, *, entropy_learns: bool = False
 ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
     """(log pi(y_t | x, y_<t), entropy of pi(. | x, y_<t)), both (b, c) in nats at the sampling temperature.
 
-    `role` None is the reference. Gradients flow where the caller has them on.
+    `role` None is the reference. Gradients flow where the caller has them on; through the entropy only where asked.
     """
-    logits = base.compute_logits(role, batch.input_ids, batch.attention_mask, batch.mask.shape[1], trunk=batch.trunk)
-    logprobs, entropy = compute_logprobs(logits, batch.completion_ids, temperature)
+    columns = batch.mask.shape[1]
+    logprobs, entropy = base.compute_logprobs(
+        role, batch.input_ids, batch.attention_mask, columns, temperature,
+        trunk=batch.trunk, entropy_learns=entropy_learns,
+    )  # fmt: skip
     return logprobs, entropy
 
 

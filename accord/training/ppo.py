@@ -114,7 +114,7 @@ def train_ppo(
         clock.lap("experience")
 
         # r_phi(x, y), KL shaping, advantages.
-        scores, parts_of_scores = score_in_parts(reward, rollout)
+        scores, parts_of_scores = score_in_parts(reward, rollout, old.trunk)
         checks.check_finite({"score": scores, "value": old.values}, where=where)
         settled = scores - cfg.missing_eos_penalty * (~rollout.finished).float()
         rewards = shape_rewards(settled, old.logprobs, old.ref_logprobs, mask, state.kl_coef)
@@ -131,7 +131,9 @@ def train_ppo(
                 tokens = int(mask[rows].sum())
                 parts = []
                 for batch in iterate_micro_batches(rollout, old.trunk, rows, cfg.micro_batch_size):
-                    logprobs, entropy = compute_token_logprobs(base, policy, batch, sample.temperature)
+                    logprobs, entropy = compute_token_logprobs(
+                        base, policy, batch, sample.temperature, entropy_learns=cfg.ent_coef > 0
+                    )
                     values = compute_token_values(base, critic, batch)
                     old_logprobs = batch.take(old.logprobs)
                     if not steps:

@@ -97,7 +97,8 @@ def test_kernels(tiny_model: Path, tmp_path: Path, in_process: None) -> None:
     sizes = ["--rows", "2", "--tokens", "6", "--decoding-rows", "2", "--cached-tokens", "4", "--repeats", "2"]
     rows = start("kernels", tiny_model, tmp_path, *sizes)["rows"]
     assert [row["name"] for row in rows] == [
-        "accord", "peft", "accord", "peft", "accord grouped", "transformers eager", "transformers sdpa"
+        *2 * ["packed", "transformers, fused LoRA", "transformers, PEFT"],
+        "packed", "transformers, accord_grouped", "transformers, eager", "transformers, sdpa",
     ]  # fmt: skip
     assert all(row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"] for row in rows)
 
@@ -116,10 +117,10 @@ def test_scaling(tiny_model: Path, tmp_path: Path, in_process: None) -> None:
 
 
 def test_a_contestant_is_a_process_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
-    options = ["--threads", "1", "--repeats", "1", "--part", "attention", "--decoding-rows", "2"]
+    options = ["--threads", "1", "--repeats", "1", "--part", "decoding", "--decoding-rows", "2"]
     command = [sys.executable, "-m", "benchmarks.kernels", "--model", str(tiny_model), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "accord grouped" in done.stdout
+    assert "accord_grouped" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["benchmark"] == "kernels"
 
 

@@ -42,7 +42,7 @@ def test_a_forward_pass_has_the_closed_form(tiny_model: Path, attention: str) ->
 
 
 def test_adapters_are_counted(tiny_model: Path) -> None:
-    """Each adapted layer adds 2 N r (in + out), its product being summed in place."""
+    """Matrices with one input share a product: R = r times their number, so that they add 2 N R (in + out)."""
     base = load_base(str(tiny_model), dtype="float32", split=1, device="cpu")
     base.add_policy("policy", lora=LoraSettings(rank=4, alpha=8), seed=0)
     ids = torch.randint(259, (ROWS, TOKENS))
@@ -51,8 +51,8 @@ def test_adapters_are_counted(tiny_model: Path) -> None:
         with torch.no_grad(), WorkCounter() as counter:
             base.compute_logits(role, ids, torch.ones_like(ids, dtype=torch.bool), 2)
         counts[role] = counter.work.flops
-    sides = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
-    thin = sum(2 * ROWS * TOKENS * 4 * (i + o) for i, o in sides)
+    packs = [(3, 32, 32 + 16 + 16), (1, 32, 32), (2, 32, 64 + 64), (1, 64, 32)]
+    thin = sum(2 * ROWS * TOKENS * 4 * matrices * (i + o) for matrices, i, o in packs)
     assert counts["policy"] - counts[None] == 2 * thin  # two of three layers are adapted
 
 

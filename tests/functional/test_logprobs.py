@@ -6,7 +6,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from accord.errors import DataError
-from accord.functional import compute_logprobs, logprobs
+from accord.functional import compute_head_logprobs, compute_logprobs, logprobs
 
 SHAPE = (3, 4, 7)
 
@@ -98,3 +98,25 @@ def test_ids_of_another_shape_are_refused():
         (DataError, TypeCheckError), match=r"do not speak of|ids"
     ):  # either guard, where shapes are checked
         compute_logprobs(logits[:, :-1], ids)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_from_hidden_states_and_the_heads_matrix_both_values_and_gradients_are_autograds(monkeypatch, temperature):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * 50)  # three rows at a time
+    source = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, 16, generator=source, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(50, 16, generator=source, dtype=torch.float64)
+    ids = torch.randint(50, (8,), generator=source)
+    onto = torch.randn(2, 8, generator=source, dtype=torch.float64)
+    ours = compute_head_logprobs(hidden, weight, ids, temperature)
+    plain = torch.distributions.Categorical(logits=hidden @ weight.T / temperature)
+    theirs = (plain.log_prob(ids), plain.entropy())
+    for mine, oracle in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, oracle)
+    (gradient,) = torch.autograd.grad((ours.logprobs * onto[0] + ours.entropy * onto[1]).sum(), hidden)
+    (oracle,) = torch.autograd.grad((theirs[0] * onto[0] + theirs[1] * onto[1]).sum(), hidden, retain_graph=True)
+    torch.testing.assert_close(gradient, oracle)
+    constant = compute_head_logprobs(hidden, weight, ids, temperature, entropy_learns=False)
+    assert not constant.entropy.requires_grad
+    (gradient,) = torch.autograd.grad((constant.logprobs * onto[0]).sum(), hidden)
+    torch.testing.assert_close(gradient, torch.autograd.grad((theirs[0] * onto[0]).sum(), hidden)[0])

@@ -151,7 +151,8 @@ def test_a_full_copy_learns_every_weight_and_leaves_the_reference(tiny_base):
     base.add_policy("policy", lora=None, seed=0)
     trunk = base.compute_trunk(ids, mask)
     logits = base.compute_logits("policy", ids, mask, 5, trunk)
-    assert torch.equal(logits, reference)
+    real = mask[:, -5:]
+    torch.testing.assert_close(logits[real], reference[real], atol=2e-5, rtol=1e-4)
     logits.square().mean().backward()
     parameters = base.parameters("policy")
     assert all(p.grad is not None for p in parameters.values())

@@ -77,6 +77,24 @@ def test_finished_rows_end_with_eos_and_leave_the_batch(tmp_path: Path) -> None:
         assert "<|im_end|>" not in completion.text
 
 
+@pytest.mark.parametrize("batch_size", [3, 5])
+def test_waiting_prompts_enter_while_others_are_decoded_and_change_nothing(tmp_path: Path, batch_size: int) -> None:
+    build_tiny_model(tmp_path, "llama")
+    base = load_base(str(tmp_path), dtype="float32")
+    prompts = [Prompt.from_user("x" * (i % 7)) for i in range(18)]
+    seen: list[int] = []
+    sampler = Sampler(base, batch_size, on_tokens=seen.append)
+    rollout = sampler.generate(None, prompts, seeds=range(18), max_new_tokens=120, temperature=3.0)
+    lengths = rollout.completion_mask.sum(1)
+    assert len(set(lengths.tolist())) > 3, "the rows should end at different steps"
+    waves = sum(max(lengths[i : i + batch_size]) for i in range(0, 18, batch_size))
+    assert len(seen) < waves, "no faster than waiting for a whole batch to end"
+    assert max(seen) == batch_size
+    for row in (0, 7, 12, 17):
+        sampled = rollout.completion_ids[row][rollout.completion_mask[row]].tolist()
+        assert sampled == recompute(base, prompts[row], row, 120, 3.0)
+
+
 def test_a_role_without_training_samples_what_the_reference_samples(base: Base) -> None:
     base.add_policy("policy", lora=LoraSettings(rank=4, alpha=8), seed=0)
     sampler = Sampler(base, 3)
