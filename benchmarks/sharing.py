@@ -1,0 +1,164 @@
+"""A PPO update shared by processes: seconds by phase and peak memory, beside one process with as many threads.
+
+Implements `python -m benchmarks.sharing --model DIR`: the same updates (prompts of an exact length, new tokens as the
+policy samples them) by one process of one thread, one of n threads, and n of one thread, each in turn. The first update
+warms up and does not count. Leaves out several machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from accord import distributed
+from benchmarks.machine import choose_device, describe_device
+from benchmarks.processes import MARK, ROOT, BenchmarkError, build_parser, read_peak_memory, run_command
+from benchmarks.tables import format_table, gather_rows, summarize, write_json
+
+PHASES = ("sample", "experience", "score", "optimise")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser(__doc__ or "")
+    parser.add_argument("--processes", type=int, default=2, help="n, of one thread each")
+    for name, default in (("prompts", 32), ("prompt-tokens", 64), ("new-tokens", 48), ("epochs", 2), ("updates", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--split", type=int, default=-1)
+    run_command(compare, measure, parser, arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Run each arrangement in turn and print them as a table and JSON."""
+    names = ("model", "dtype", "split", "prompts", "prompt_tokens", "new_tokens", "epochs", "updates")
+    work = {name: getattr(arguments, name) for name in names}
+    rows = []
+    for processes, threads in ((1, 1), (1, arguments.processes), (arguments.processes, 1)):
+        found = run_crew(work, processes=processes, threads=threads)
+        rows.append({"name": f"{processes} x {threads}", "processes": processes, "threads": threads, **found})
+    rows = gather_rows(arguments.json, rows)
+    print(format_sharing(rows))
+    machine = {"name": describe_device(choose_device()), "cores": os.cpu_count()}
+    head = {"benchmark": "sharing", "date": date.today().isoformat(), "machine": machine, "work": work}
+    write_json(arguments.json, head | {"rows": rows})
+
+
+def format_sharing(rows: list[dict[str, Any]]) -> str:
+    """A row an arrangement: seconds an update, of each phase, the largest process's peak memory."""
+    lines = []
+    for row in rows:
+        seconds = summarize([sum(update.values()) for update in row["phases"]])
+        phases = [summarize([update[name] for update in row["phases"]])["median"] for name in PHASES]
+        lines.append([row["name"], seconds["median"], *phases, row["peak_rss_bytes"] / 1e9])
+    return format_table(["processes x threads", "seconds", *PHASES, "GB a process"], lines)
+
+
+def run_crew(work: Mapping[str, Any], *, processes: int, threads: int) -> dict[str, Any]:
+    """The result of the first of `processes` processes that do `work` together.
+
+    Raises:
+        BenchmarkError: one of them failed.
+    """
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "WORLD_SIZE": processes, "HF_HUB_OFFLINE": 1}
+    shared |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "work.json"
+        told.write_text(json.dumps(dict(work)), encoding="utf-8")
+        crew = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.sharing", "--work", str(told)],
+                cwd=ROOT,
+                env=os.environ | {k: str(v) for k, v in shared.items()} | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        outputs = [process.communicate()[0] for process in crew]
+    if any(process.returncode for process in crew):
+        raise BenchmarkError("a process failed", where="benchmarks.sharing", mend="read what it wrote above")
+    marked = [line for line in outputs[0].splitlines() if line.startswith(MARK)]
+    found: dict[str, Any] = json.loads(marked[-1].removeprefix(MARK))
+    return found
+
+
+class _Phases:
+    """A `types.Progress` that keeps the seconds of each update's phases."""
+
+    def __init__(self) -> None:
+        self.updates: list[dict[str, float]] = []
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
+
+    def begin(self, task: str, total: int, unit: str) -> None: ...
+
+    def advance(self, amount: int = 1) -> None: ...
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        self.updates.append({name: float(metrics[f"{name}_seconds"]) for name in PHASES})
+
+
+class _Nowhere:
+    """A `types.Checkpoint` that keeps nothing."""
+
+    def save(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
+
+    def load(self) -> None: ...
+
+
+def measure(work: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's part: train_ppo on random prompts, with a reward model that was never fitted."""
+    from accord.config.schema import PpoSection, SampleSection
+    from accord.models import LoraSettings, load_base
+    from accord.rewards import LearnedReward
+    from accord.rollout import Sampler
+    from accord.rollout.sharded import SharedSampler
+    from accord.training import train_ppo
+    from benchmarks.prompts import build_prompts
+
+    phases = _Phases()
+    with distributed.joined(600.0):
+        base = load_base(work["model"], dtype=work["dtype"], split=work["split"])
+        lora = LoraSettings(16, 32)
+        base.add_policy("policy", lora=lora, seed=0)
+        base.add_scorer("proxy", lora=lora, seed=1)
+        base.add_scorer("critic", lora=lora, seed=2)
+        base.head("proxy").weight.data.normal_(std=0.05)
+        prompts = build_prompts(base.tokens, work["prompts"], work["prompt_tokens"], seed=0)
+        sampler = SharedSampler(Sampler(base, work["prompts"]), pad_id=base.tokens.pad_id, device=base.device)
+        section = PpoSection(
+            updates=work["updates"],
+            prompts_per_update=work["prompts"],
+            epochs=work["epochs"],
+            learning_rate=1e-6,
+            kl_horizon=10_000,
+        )
+        train_ppo(
+            base,
+            prompts,
+            sampler,
+            LearnedReward(base, "proxy"),
+            section,
+            sample=SampleSection(max_new_tokens=work["new_tokens"]),
+            max_kl_nats=1e3,
+            seed=0,
+            progress=phases,
+            checkpoint=_Nowhere(),
+        )
+    return {"phases": phases.updates[1:], **read_peak_memory()}
+
+
+if __name__ == "__main__":
+    main()
