@@ -47,8 +47,8 @@ from benchmarks.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFETCH_ITEMS = 10
-WALK_AWAY = 0.02
-"""P(an annotator leaves what they hold and takes new items instead of answering): such leases run out."""
+WALK_AWAY = 0.002
+"""P(an annotator goes away instead of answering, for so long that what they hold runs out and goes to others)."""
 LEASE_SECONDS = 15
 RETRY_SECONDS = 0.1
 START_SECONDS = 60.0
@@ -123,10 +123,14 @@ class Annotator:
             renewed = time.monotonic()
             if not held:
                 time.sleep(self.think_seconds)
-            while held and stream.random() > WALK_AWAY:
-                time.sleep(stream.expovariate(1.0 / self.think_seconds))
+            while held:
+                away = stream.random() < WALK_AWAY
+                pause = 2 * LEASE_SECONDS if away else stream.expovariate(1.0 / self.think_seconds)
+                time.sleep(max(0.0, min(pause, self.deadline - time.monotonic())))
                 if time.monotonic() > self.deadline:
                     return
+                if away:
+                    break
                 if time.monotonic() > renewed + LEASE_SECONDS / 3:
                     self._call("lease", {"count": 0, "have": held})
                     renewed = time.monotonic()

@@ -196,7 +196,7 @@ class LabelSection(Section):
 
 
 class SftSection(Section):
-    """Supervised fine-tuning before PPO, on the preferred completions. Off by default."""
+    """Supervised fine-tuning before PPO, on the preferred completions and people's edits. Off by default."""
 
     epochs: int = Field(0, ge=0, description="0: no SFT.")
     learning_rate: float = Field(1e-4, gt=0, description="AdamW, cosine to zero.")

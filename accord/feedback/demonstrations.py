@@ -19,9 +19,8 @@ from accord.types import Completion, Prompt
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and the completion that a person wrote for it. edited_from: the id of what they began with.
-
-    The completion's origin is "person:" and the annotator's name.
+    """A prompt and the completion that a person wrote for it. edited_from: the id of what they began with; vote_id: the
+    vote that it came with. The completion's origin is "person:" and the annotator's name.
     """
 
     prompt: Prompt
@@ -29,6 +28,7 @@ class Demonstration:
     annotator: str
     created_at: str
     edited_from: str | None
+    vote_id: str
 
 
 def read_demonstrations(database: Database) -> Iterator[Demonstration]:
@@ -45,5 +45,5 @@ def read_demonstrations(database: Database) -> Iterator[Demonstration]:
         for row in connection.execute(query.execution_options(yield_per=2000)):
             completion = Completion(messages_from_json(row.messages), origin=f"person:{row.annotator}")
             yield Demonstration(
-                prompt_from_json(row.prompt), completion, row.annotator, row.created_at, row.edited_from
+                prompt_from_json(row.prompt), completion, row.annotator, row.created_at, row.edited_from, row.vote_id
             )

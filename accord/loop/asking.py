@@ -19,6 +19,7 @@ from accord.feedback.progress import Progress
 from accord.feedback.queue import Queue
 from accord.feedback.records import vote_to_dict
 from accord.loop.context import RunContext
+from accord.loop.demonstrating import keep_demonstrations
 from accord.loop.repeating import Pair, choose_anchors, part_votes, read_disputed
 from accord.loop.selecting import list_answers, read_pairs, trace_votes
 from accord.types import Completion, Prompt, compute_content_id
@@ -73,6 +74,7 @@ def ask_people(context: RunContext, stage: Stage, draft: Draft) -> None:
     votes, held = part_votes(cast, anchors, disputed)
     draft.write_jsonl("votes.jsonl", votes)
     draft.write_jsonl("anchor_votes.jsonl", held)
+    keep_demonstrations(context, votes, draft)
     if pairs is not None:
         draft.write_jsonl("arms.jsonl", list(trace_votes(votes, pairs)))
     draft.summary["votes"] = len(cast)

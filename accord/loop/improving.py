@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from accord.evaluation import evaluate_policy
 from accord.loop.anchoring import load_anchor
 from accord.loop.context import RunContext, adapter_folder
+from accord.loop.demonstrating import build_examples, load_demonstrations
 from accord.loop.mixing import mix_sources
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.loop.watching import build_watch, record_watch
 from accord.rewards import EnsembleReward, as_source, find_text_reward
 from accord.training import TRAINERS, TrainingJob, train_sft
+from accord.types import Prompt
 from accord.workspace import Draft, FolderCheckpoint
 
 if TYPE_CHECKING:
@@ -22,11 +24,16 @@ if TYPE_CHECKING:
 
 
 def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """SFT on the preferred completions of the training prompts; its result is the reference of what follows."""
+    """SFT on the preferred completions of the training prompts and on what people wrote in place of an answer.
+
+    Its result is the reference of what follows.
+    """
     base = context.base
     apart = {p.id for p in load_prompts(context, stage, "evaluation")}
     preferences = [p for p in load_preferences(context, stage) if p.probability != 0.5 and p.prompt.id not in apart]
     examples = [(p.prompt, p.a if p.probability > 0.5 else p.b) for p in preferences]
+    written = [row for row in load_demonstrations(context, stage) if Prompt.from_dict(row["prompt"]).id not in apart]
+    examples += build_examples(written)
     context.forget("policy")
     base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
@@ -36,7 +43,8 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
     base.save_merged("policy", draft.folder / "model")
     context.forget("policy")
     draft.write_jsonl("history.jsonl", result.history)
-    draft.summary.update(examples=len(examples))
+    draft.write_jsonl("demonstrations.jsonl", written)
+    draft.summary.update(examples=len(examples), demonstrations=len(written))
 
 
 def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:

@@ -21,6 +21,7 @@ from accord.feedback.records import vote_from_dict, vote_to_dict
 from accord.feedback.simulate import simulate_votes
 from accord.feedback.splits import split_by_prompt
 from accord.loop.context import RunContext
+from accord.loop.demonstrating import keep_demonstrations
 from accord.loop.repeating import Pair, choose_anchors, put_first, read_disputed
 from accord.loop.selecting import read_pairs, trace_votes
 from accord.models.doctor import require_healthy, run_doctor
@@ -200,6 +201,7 @@ def collect_votes(context: RunContext, stage: Stage, draft: Draft) -> None:
     """A snapshot of every current vote of people in feedback.db."""
     rows = [vote_to_dict(v) for v in context.store.votes(current=True) if not v.simulated]
     draft.write_jsonl("votes.jsonl", rows)
+    keep_demonstrations(context, rows, draft)
     draft.summary["votes"] = len(rows)
     draft.summary["simulated"] = False
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import accord
@@ -32,6 +33,20 @@ STATUS_OF_ERRORS: dict[type[AccordError], int] = {
 """What an error of the rooms below means to a client; any other is 503: the request was fine, the server is not."""
 
 
+class Problem(BaseModel):
+    """A field that does not fit: its place in the request, and why."""
+
+    where: str
+    message: str
+
+
+class Refusal(BaseModel):
+    """Why a call was refused, and what mends it where that is known."""
+
+    detail: str | list[Problem]
+    mend: str = ""
+
+
 def create_app(site: Site) -> FastAPI:
     """The app for one project. Its OpenAPI document is at /openapi.json, and as a page at /api."""
     app = FastAPI(
@@ -40,6 +55,7 @@ def create_app(site: Site) -> FastAPI:
         description="Votes from anywhere into an Accord project, and the labelling queue.",
         docs_url=None,
         redoc_url=None,
+        responses={status: {"model": Refusal} for status in (401, 403, 404, 409, 422, 503)},
     )
     app.state.site = site
     for module in (api, labelling, entry, password, people, worth, dashboard):

@@ -74,6 +74,7 @@ def test_the_pinned_list_is_whole_and_has_nothing_unused() -> None:
     pins, development = set(read_pins("requirements.txt")), set(read_pins("requirements-dev.txt"))
     assert list_needs(declared) == pins
     tools = {"pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "beartype", "crowd-kit", "hatchling", "playwright"}
+    tools |= {"schemathesis"}
     extras = {line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines}
     assert list_needs(tools | extras) - pins == development
 

@@ -1,50 +1,26 @@
 """The built wheel holds all it needs: it is installed elsewhere and works there, away from the checkout."""
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from built_wheel import build_wheel, install_wheel, run
 from tiny import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str | Path, cwd: Path, **environment: str) -> str:
-    """stdout of a command that must succeed."""
-    done = subprocess.run(
-        [str(a) for a in arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once from this checkout, with the pinned backend and no network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index"]
-    run(*pip, "--wheel-dir", folder, ROOT, cwd=folder)
-    (path,) = folder.glob("accord-*.whl")
-    return path
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel alone in a folder; its dependencies come from the environment that runs the tests."""
-    folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    run(*pip, "--target", folder, wheel, cwd=folder)
-    return folder
+    return install_wheel(wheel, tmp_path_factory.mktemp("installed"))
 
 
 def accord(installed: Path, *arguments: str | Path, cwd: Path) -> str:

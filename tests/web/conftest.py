@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from built_wheel import build_wheel, install_wheel
 
 from tests.web.served import Server, build_project
 
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel in a folder: what a browser sees comes from the package, not from the checkout."""
+    return install_wheel(build_wheel(tmp_path_factory.mktemp("wheel")), tmp_path_factory.mktemp("installed"))
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """Open on loopback, without accounts; not started yet, so that a test may put items in first."""
-    running = Server(build_project(tmp_path / "project"))
+def server(tmp_path: Path, installed: Path) -> Iterator[Server]:
+    """The wheel's, open on loopback, without accounts; not started yet, so that a test may put items in first."""
+    running = Server(build_project(tmp_path / "project"), installed=installed)
     yield running
     running.stop()
 

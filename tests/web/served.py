@@ -58,12 +58,16 @@ def build_items(count: int, kind: str = "comparison", answers: int = 2, overlap:
 
 @dataclass
 class Server:
-    """`accord label` on a free port. `kill` is SIGKILL; `start` again goes on with the same database."""
+    """`accord label` on a free port, from the wheel in the folder `installed`, or else from the checkout.
+
+    `kill` is SIGKILL; `start` again goes on with the same database.
+    """
 
     project: Path
     options: tuple[str, ...] = ()
     port: int = field(default_factory=find_port)
     process: subprocess.Popen[str] | None = None
+    installed: Path | None = None
 
     @property
     def link(self) -> str:
@@ -80,8 +84,11 @@ class Server:
     def start(self) -> Server:
         command = [sys.executable, "-m", "accord", "label", str(self.project), "--port", str(self.port), *self.options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.installed is not None:
+            environment["PYTHONPATH"] = str(self.installed)
+        home = ROOT if self.installed is None else self.project
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)
+            self.process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, text=True)
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
             try:
