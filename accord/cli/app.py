@@ -21,6 +21,7 @@ from rich.markup import escape
 import accord
 from accord import distributed
 from accord.cli.feedback import export_votes, import_votes
+from accord.cli.lab import lab
 from accord.cli.label import label
 from accord.cli.launching import launch
 from accord.cli.progress import JsonProgress, show_progress
@@ -289,5 +290,6 @@ def doctor(
 
 
 app.command()(label)
+app.command()(lab)
 app.command("import")(import_votes)
 app.command("export")(export_votes)

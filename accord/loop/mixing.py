@@ -6,7 +6,7 @@ Implements finding the sources by name. Leaves out how they are mixed (`rewards.
 from __future__ import annotations
 
 from accord.config.rewarding import PROXY, RewardSection
-from accord.rewards import Mixture, as_source, find_text_reward
+from accord.rewards import SOURCES, Mixture, as_source, find_text_reward
 from accord.types import RewardSource
 
 
@@ -21,7 +21,12 @@ def mix_sources(section: RewardSection, proxy: RewardSource) -> RewardSource:
     sources: dict[str, RewardSource] = {}
     for source in section.sources:
         where = f"reward.sources {source.name!r}"
-        sources[source.name] = proxy if source.name == PROXY else as_source(find_text_reward(source.name, where=where))
+        if source.name == PROXY:
+            sources[source.name] = proxy
+        elif source.name in SOURCES:
+            sources[source.name] = SOURCES[source.name]
+        else:
+            sources[source.name] = as_source(find_text_reward(source.name, where=where))
     return Mixture(
         sources,
         {source.name: source.weight for source in section.sources},

@@ -31,7 +31,7 @@ from accord.loop.reporting import build_report
 from accord.loop.rounds import find_end
 from accord.loop.selecting import explain_choice
 from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
-from accord.rewards import find_text_reward
+from accord.rewards import SOURCES, find_text_reward
 from accord.training import TRAINERS
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
@@ -86,7 +86,7 @@ def check_names(config: Config) -> None:
     for setting, name in (
         ("simulation.utility", config.simulation.utility),
         ("evaluation.toxicity", config.evaluation.toxicity),
-        *((f"reward.sources {s.name!r}", s.name) for s in config.reward.sources if s.name != PROXY),
+        *((f"reward.sources {s.name!r}", s.name) for s in config.reward.sources if s.name not in (PROXY, *SOURCES)),
     ):
         try:
             find_text_reward(name)

@@ -9,11 +9,14 @@ import difflib
 
 from accord.errors import ConfigError
 from accord.rewards.best_of_n import choose_best
+from accord.rewards.bias import EvenHanded
 from accord.rewards.combine import COMBINATIONS, WEIGHT_AVERAGE
 from accord.rewards.learned import EnsembleReward, LearnedReward, Scorer, load_learned_reward
+from accord.rewards.limits import knows_limits
 from accord.rewards.mixture import Mixture
 from accord.rewards.refusal import refusal
 from accord.rewards.rules import (
+    brevity,
     build_pattern_reward,
     enough_words,
     finished,
@@ -26,13 +29,15 @@ from accord.rewards.rules import (
 from accord.rewards.sources import Scored, as_source, name_parts, resume_source, score_in_parts, steer_source
 from accord.rewards.toxicity import toxicity
 from accord.rewards.utility import demo_utility, harmless, warmth
-from accord.types import TextReward
+from accord.types import RewardSource, TextReward
 
 TEXT_REWARDS: dict[str, TextReward] = {
+    "brevity": brevity,
     "demo_utility": demo_utility,
     "enough_words": enough_words,
     "finished": finished,
     "harmless": harmless,
+    "knows_limits": knows_limits,
     "length_words": length_words,
     "no_repetition": no_repetition,
     "on_topic": on_topic,
@@ -43,6 +48,10 @@ TEXT_REWARDS: dict[str, TextReward] = {
     "warmth": warmth,
 }
 """What a setting may name. Higher is better, except for `toxicity` and `refusal`."""
+
+
+SOURCES: dict[str, RewardSource] = {"even_handed": EvenHanded(sentiment)}
+"""Rewards that need a whole rollout; `[[reward.sources]]` may name them beside the text rewards."""
 
 
 def find_text_reward(name: str, *, where: str | None = None) -> TextReward:
@@ -59,9 +68,11 @@ def find_text_reward(name: str, *, where: str | None = None) -> TextReward:
 
 __all__ = [
     "COMBINATIONS",
+    "SOURCES",
     "TEXT_REWARDS",
     "WEIGHT_AVERAGE",
     "EnsembleReward",
+    "EvenHanded",
     "LearnedReward",
     "Mixture",
     "Scored",

@@ -19,6 +19,9 @@ from accord.types import Completion, Prompt, TextReward
 ENOUGH_WORDS = 6
 """From so many words on, an answer is long enough (`enough_words`)."""
 
+BRIEF_WORDS = 40
+"""Up to so many words an answer is brief (`brevity`)."""
+
 TOPIC_WORDS = 2
 """So many of the prompt's content words taken up make an answer wholly on topic (`on_topic`)."""
 
@@ -95,6 +98,11 @@ def enough_words(prompt: Prompt, completion: Completion) -> float:
 def length_words(prompt: Prompt, completion: Completion) -> float:
     """The number of words, from 0 without an upper bound: the baseline that a reward model must beat."""
     return float(len(find_words(completion.text)))
+
+
+def brevity(prompt: Prompt, completion: Completion) -> float:
+    """min(1, BRIEF_WORDS / words): 1 for an answer of so many words or fewer, one half at twice as many."""
+    return min(1.0, BRIEF_WORDS / max(1.0, length_words(prompt, completion)))
 
 
 def build_pattern_reward(pattern: str, *, ignore_case: bool = True) -> TextReward:

@@ -1,0 +1,73 @@
+"""The laboratory end to end in its smallest form: runs, laws, page; and that a stopped experiment goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from accord.cli import app
+from accord.laboratory import QUICK, render_lab, run_lab, summarise_lab
+from accord.laboratory.experiment import list_arms
+from accord.laboratory.world import build_letter_utility, build_toy_world
+from accord.types import Completion
+from tests.training.fakes import CollectingProgress
+
+SMALL = replace(QUICK, votes=(30, 60), updates=4, looks=2, candidates=8, members=2, judge_votes=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("lab")
+    run_lab(SMALL, place, CollectingProgress())
+    return place
+
+
+def test_every_arm_is_run_and_kept(folder: Path) -> None:
+    names = [path.stem for path in sorted((folder / "runs").iterdir())]
+    assert sorted(names) == sorted(f"000-{arm.name}" for arm in list_arms(SMALL))
+    before = {path.name: path.read_bytes() for path in (folder / "runs").iterdir()}
+    progress = CollectingProgress()
+    (folder / "runs" / "000-votes-60.json").unlink()
+    run_lab(SMALL, folder, progress)
+    assert [row["run"] for row in progress.rows] == ["000-votes-60"], "only what is missing is made"
+    assert {path.name: path.read_bytes() for path in (folder / "runs").iterdir()} == before, "to the byte"
+
+
+def test_runs_hold_what_the_page_draws(folder: Path) -> None:
+    runs = run_lab(SMALL, folder, CollectingProgress())
+    for run in runs:
+        assert [look["update"] for look in run["looks"]] == [0, 2, 4]
+        assert run["looks"][0]["kl_nats"] == pytest.approx(0.0, abs=1e-3)
+        assert (run["looks"][0]["disagreement"] is not None) == (run["members"] > 1)
+    truth = next(run for run in runs if run["name"] == "truth")
+    assert all(look["proxy"] == look["gold"] for look in truth["looks"])
+    golds = [row["gold"] for row in truth["best_of_n"]]
+    assert golds == sorted(golds), "best of n by the truth itself never falls"
+    summary = summarise_lab(runs)
+    page = render_lab(summary)
+    assert page == render_lab(json.loads(json.dumps(summary)))
+    assert 'http-equiv="Content-Security-Policy"' in page
+    for arm in summary["arms"]:
+        assert arm in page
+
+
+def test_the_toys_truth_by_hand() -> None:
+    worth = {
+        letter: build_letter_utility(3)(build_toy_world(3).prompts[0], Completion.from_text(letter * 8))
+        for letter in "ab"
+    }
+    mixed = build_letter_utility(3)(build_toy_world(3).prompts[0], Completion.from_text("abababab"))
+    # one letter: its worth less 6 (1 - 0.3); two in turn: their mean less 6 (0.5 - 0.3)
+    assert mixed == pytest.approx((worth["a"] + worth["b"]) / 2 + 6 * 0.7 - 6 * 0.2)
+
+
+def test_an_unknown_experiment_is_refused() -> None:
+    result = CliRunner().invoke(app, ["lab", "overoptimisation"])
+    assert result.exit_code != 0
+    assert "did you mean overoptimization" in str(getattr(result.exception, "mend", ""))
