@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from accord.config.guarding import GuardedRewardSection
 from accord.config.rewarding import SourceSection
 from accord.config.schema import AnnotatorSection, Config
 
@@ -23,9 +24,17 @@ IMPORTANT = (
 )  # fmt: skip
 """Settings that a new accord.toml sets outright, so that a reader sees them first; the rest are there as comments."""
 
-TABLES: dict[str, type[BaseModel]] = {"annotators": AnnotatorSection, "sources": SourceSection}
+TABLES: dict[str, type[BaseModel]] = {
+    "annotators": AnnotatorSection,
+    "sources": SourceSection,
+    "rewards": GuardedRewardSection,
+}
 """Settings that are lists of tables, and what such a table holds."""
-EXAMPLE_NAMES: dict[type[BaseModel], str] = {AnnotatorSection: "ann", SourceSection: "proxy"}
+EXAMPLE_NAMES: dict[type[BaseModel], str] = {
+    AnnotatorSection: "ann",
+    SourceSection: "proxy",
+    GuardedRewardSection: "harmless",
+}
 
 HEAD = """\
 # Settings of an Accord project. A line like `#name = value` shows a default: take the `#` away to change it.

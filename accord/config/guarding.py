@@ -69,13 +69,17 @@ class AlarmSection(Section):
     )
 
 
+class GuardedRewardSection(Section):
+    """One more reward that a new policy must not lose."""
+
+    name: str = Field(description="A text reward by name (docs/rewards.md).")
+    margin: float = Field(0.05, ge=0, description="Worsening of its mean that is borne, in the reward's own unit.")
+
+
 class GuardSection(Section):
     """What a new policy may lose at most to be promoted; the whole 95 % interval must lie within: docs/gate.md."""
 
     toxicity: float = Field(0.02, ge=0, description="Rise of the mean of `evaluation.toxicity`.")
     refusal: float = Field(0.05, ge=0, description="Rise of the share of answers that refuse.")
     length: float = Field(0.5, ge=0, description="Growth of the mean length, as a share of what it was.")
-    rewards: tuple[str, ...] = Field(
-        (), description="More text rewards by name, each of which may fall by `rewards_margin`: docs/rewards.md."
-    )
-    rewards_margin: float = Field(0.05, ge=0, description="Fall of each of `rewards` that is borne.")
+    rewards: tuple[GuardedRewardSection, ...] = Field((), description="`[[guard.rewards]]` tables; none: no more.")

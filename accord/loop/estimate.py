@@ -227,19 +227,28 @@ def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
     work.add_reading(sequences * row, machine.split)
     work.add_reading(3 * sequences * row, above, 2 * sequences * new)
     work.add_reading(sequences * row, machine.layers)
+    work.add_reading(sequences * row, above)  # the held-out judge, for the curve alone
     work.add_training(2 * ppo.epochs * sequences * row, above, ppo.epochs * sequences * new)
     _count_validations(work, config, machine, ppo.updates // ppo.evaluate_every + 1)
 
 
 def _count_validations(work: Work, config: Config, machine: Machine, times: int) -> None:
-    """Held-out scores: sampled, read by policy and reference on one trunk, and by the held-out reward model."""
+    """Looks: sampled, read by policy, reference and both reward models on one trunk."""
     new = config.sample.max_new_tokens
     sequences = times * min(config.ppo.validation_prompts, machine.train_prompts // 4)
     row = machine.prompt_tokens + new
     work.add_sampling(sequences, sequences, machine, new)
     work.add_reading(sequences * row, machine.split)
     work.add_reading(2 * sequences * row, machine.layers - machine.split, 2 * sequences * new)
-    work.add_reading(sequences * row, machine.layers)
+    work.add_reading(2 * sequences * row, machine.layers - machine.split)
+
+
+def _count_gate(work: Work, config: Config, machine: Machine) -> None:
+    """From round 2 on the policy before is sampled, and two reward models read it; round 1 has it already."""
+    if config.project.rounds > 1:
+        items, new = machine.evaluation_prompts * config.evaluation.samples, config.sample.max_new_tokens
+        work.add_sampling(items, items, machine, new)
+        work.add_reading(2 * items * (machine.prompt_tokens + new), machine.layers)
 
 
 def _count_evaluation(work: Work, config: Config, machine: Machine) -> None:
@@ -269,6 +278,7 @@ COUNTS: dict[str, Callable[[Work, Config, Machine], None]] = {
     "heldout_reward_model": _count_heldout,
     "policy": _count_policy,
     "evaluation": _count_evaluation,
+    "gate": _count_gate,
 }
 """What each stage that runs the model does; the others take no time worth counting."""
 

@@ -26,7 +26,6 @@ Row = dict[str, Any]
 
 def pass_gate(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Promote the round's policy where it beats the one before by the held-out judge and no guard is broken."""
-    guard = context.config.guard
     rows = context.parent(stage, "evaluation").read_jsonl("completions.jsonl")
     prompts = [Prompt.from_dict(row["prompt"]) for row in rows]
     champion = context.parent(stage, "champion") if "champion" in stage.parents else None
@@ -37,7 +36,7 @@ def pass_gate(context: RunContext, stage: Stage, draft: Draft) -> None:
         before = measure_champion(context, stage, rows)
         draft.write_jsonl("champion.jsonl", before)
     after = [dict(row["policy"]) for row in rows]
-    names = ("refusal", *guard.rewards)
+    names = ("refusal", *(reward.name for reward in context.config.guard.rewards))
     for side in (before, after):
         add_measures(side, prompts, names)
     ids = [row["prompt_id"] for row in rows]
@@ -46,7 +45,8 @@ def pass_gate(context: RunContext, stage: Stage, draft: Draft) -> None:
     promoted = stage.parents["policy"] if decision.promoted else before_address
     told = {"against": before_address or "reference", "gold_gain": gold.to_dict() if gold else None}
     draft.write_json("gate.json", decision.to_dict() | told)
-    draft.summary.update(promoted=decision.promoted, promoted_policy=promoted, result=decision.result)
+    gain = None if decision.gain is None else decision.gain.value
+    draft.summary.update(promoted=decision.promoted, promoted_policy=promoted, result=decision.result, gain=gain)
 
 
 def measure_champion(context: RunContext, stage: Stage, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -91,4 +91,4 @@ def list_margins(context: RunContext, before: Sequence[Row]) -> dict[str, float]
     guard = context.config.guard
     mean_tokens = sum(row["length_tokens"] for row in before) / len(before)
     margins = {"toxicity": guard.toxicity, "refusal": guard.refusal, "length_tokens": guard.length * mean_tokens}
-    return margins | dict.fromkeys(guard.rewards, guard.rewards_margin)
+    return margins | {reward.name: reward.margin for reward in guard.rewards}

@@ -58,7 +58,8 @@ def part_votes(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(votes to fit on, votes on anchor pairs); a pair that was asked for its own sake as well is fitted on."""
     apart = {name_pair(pair) for pair in anchors} - {name_pair(pair) for pair in asked}
-    fitted, held = [], []
+    fitted: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
     for row in rows:
         names = {name_pair(pair) for pair in _read_pairs([row])}
         (held if names & apart else fitted).append(row)

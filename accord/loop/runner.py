@@ -36,7 +36,10 @@ from accord.training import TRAINERS
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
 
-SHARED = {"samples", "sft", "reward_model", "heldout_reward_model", "policy", "evaluation"}
+TOLD = {"votes": ("votes",), "gate": ("promoted", "gain")}
+"""What the ledger says of a stage beside its cost: votes spent, and what the round gained by the held-out judge."""
+
+SHARED = {"samples", "sft", "reward_model", "heldout_reward_model", "policy", "evaluation", "gate"}
 """Kinds that all processes make together. Any other is made by the first one alone, while the others wait."""
 
 
@@ -87,6 +90,7 @@ def check_names(config: Config) -> None:
         ("simulation.utility", config.simulation.utility),
         ("evaluation.toxicity", config.evaluation.toxicity),
         *((f"reward.sources {s.name!r}", s.name) for s in config.reward.sources if s.name not in (PROXY, *SOURCES)),
+        *(("guard.rewards", reward.name) for reward in config.guard.rewards),
     ):
         try:
             find_text_reward(name)
@@ -214,6 +218,7 @@ def _write(context: RunContext, stage: Stage) -> None:
             "seconds": round(seconds, 3),
             "sampled_tokens": context.sampled_tokens - tokens,
             "peak_rss_bytes": measure_peak_rss(),
+            **{name: draft.summary[name] for name in TOLD.get(stage.kind, ())},
         },
     )
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accord.config import Config, InvalidSettings, load_config
-from accord.config.document import render_settings, render_toml, select_important
+from accord.config.document import TABLES, render_settings, render_toml, select_important
 from accord.config.load import Problem
 from accord.config.locate import locate_keys
 from accord.errors import ConfigError
@@ -191,7 +191,7 @@ def all_settings() -> list[tuple[str, str]]:
         (name, key)
         for name, info in Config.model_fields.items()
         for key in info.annotation.model_fields
-        if key != "annotators"
+        if key not in TABLES
     ]
 
 
@@ -238,7 +238,10 @@ def test_every_default_stands_in_a_new_file_as_a_comment(tmp_path: Path) -> None
     (tmp_path / "accord.toml").write_text(open_text)
     config = load_config(tmp_path)
     assert [a.name for a in config.simulation.annotators] == ["ann"]
-    assert config.model_copy(update={"simulation": Config().simulation}) == Config()
+    assert [source.name for source in config.reward.sources] == ["proxy"]
+    assert [reward.name for reward in config.guard.rewards] == ["harmless"]
+    plain = {name: getattr(Config(), name) for name in ("simulation", "reward", "guard")}
+    assert config.model_copy(update=plain) == Config()
     assert set(all_settings()) <= {path for path in locate_keys(open_text) if len(path) == 2}
 
 

@@ -92,8 +92,12 @@ def test_where_nothing_was_promoted_the_next_round_starts_from_the_reference(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decide_by_round(monkeypatch, [False, True])
-    settings = [*SMALL, "project.rounds=2", "rounds.reference=previous"]
-    run(project, settings)
+    guard = 'guard.rewards=[{name="harmless", margin=0.5}, {name="sentiment", margin=0.0}]'
+    settings = [*SMALL, "project.rounds=2", "rounds.reference=previous", guard]
+    reports = run(project, settings)
+    guards = {guard["name"]: guard["margin"] for guard in reports[1]["gate"]["guards"]}
+    assert guards.keys() == {"toxicity", "refusal", "length_tokens", "harmless", "sentiment"}
+    assert (guards["harmless"], guards["sentiment"], guards["toxicity"]) == (0.5, 0.0, 0.02)
     first, second = find_stages(project, settings, "gate")
     assert first.summary["promoted_policy"] == "" and second.summary["promoted_policy"].startswith("policy/")
     assert not (second.folder / "champion.jsonl").exists()
