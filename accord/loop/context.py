@@ -99,9 +99,7 @@ class RunContext:
     def load_reward(self, role: str, artifact: Artifact) -> LearnedReward | EnsembleReward:
         """The reward model of an artifact, one scorer or an ensemble, as a score source under the name `role`."""
         self.forget(role)
-        return load_learned_reward(
-            self.base, role, adapter_folder(artifact.folder), self.config.reward_model.combine
-        )
+        return load_learned_reward(self.base, role, adapter_folder(artifact.folder), self.config.reward_model.combine)
 
     def load_policy(self, role: str, artifact: Artifact) -> str:
         """The policy of an artifact of its own under the name `role`."""
