@@ -144,11 +144,14 @@ Run = Callable[[int | None], list[int]]
 
 @contextmanager
 def start_accord(base: Any, countdown: Any, prompts: Sequence[Prompt], limits: Sequence[int]) -> Iterator[Run]:
-    """Our sampler, all rows side by side."""
+    """Our sampler, all rows side by side. The countdown stands behind its engine, as it stands behind others' heads."""
     from accord.rollout import Sampler
+    from accord.rollout.engines import open_engine
 
-    countdown.attach(base.model)
-    sampler = Sampler(base, len(prompts))
+    def open_forced(*place: Any) -> CountedEngine:
+        return CountedEngine(open_engine(*place), countdown)
+
+    sampler = Sampler(base, len(prompts), open_engine=open_forced)
 
     def run(cut: int | None) -> list[int]:
         rollout = sampler.generate(
@@ -157,6 +160,30 @@ def start_accord(base: Any, countdown: Any, prompts: Sequence[Prompt], limits: S
         return [int(n) for n in rollout.completion_mask.sum(1)]
 
     yield run
+
+
+class CountedEngine:
+    """An engine whose logits a countdown overwrites (see `accord.rollout.engines.Engine`)."""
+
+    def __init__(self, inner: Any, countdown: Any) -> None:
+        self.inner = inner
+        self.countdown = countdown
+        self.admits_while_running = inner.admits_while_running
+
+    def admit(self, prompts: Sequence[Sequence[int]]) -> Any:
+        """Rows enter; their last tokens say how many more are to come."""
+        import torch
+
+        return self.countdown.force(torch.tensor([ids[-1] for ids in prompts]), self.inner.admit(prompts))
+
+    def step(self, tokens: Any) -> Any:
+        """One more token for each row."""
+        return self.countdown.force(tokens, self.inner.step(tokens))
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """All other rows leave."""
+        kept: list[int] = self.inner.keep(rows)
+        return kept
 
 
 @contextmanager

@@ -96,6 +96,10 @@ class Countdown:
         """logits (B, K, V) or (B, V), of the last K columns."""
         assert self._input_ids is not None, "the model's forward comes before its head's"
         ids = self._input_ids[:, -logits.shape[1] :] if logits.dim() == 3 else self._input_ids[:, -1]
+        return self.force(ids, logits)
+
+    def force(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Logits (..., V) with that of the one token which may follow each of `ids` (...) above all others."""
         forced = self._next[ids].unsqueeze(-1)
         index = forced.clamp(min=0)
         value = torch.where(forced >= 0, FORCED_LOGIT, logits.gather(-1, index).float()).to(logits.dtype)

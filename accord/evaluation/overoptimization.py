@@ -129,7 +129,7 @@ def _build_terms(law: Law, d: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _solve(terms: NDArray[np.float64], r: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.linalg.lstsq(terms, r, rcond=None)[0]
+    found: NDArray[Any] = np.linalg.lstsq(terms, r, rcond=None)[0]
     return found
 
 

@@ -256,7 +256,7 @@ class Bench:
         }
 
 
-TEXT_MARKS_OFF: dict[str, float] = {
+TEXT_MARKS_OFF: dict[str, Any] = {
     "repetition_rise": 1.0, "phrase_share": 1.0, "word_share": 1.0, "length_ratio": 1e9, "vocabulary_share": 1e-9,
     "script_loss": 1.0,
 }  # fmt: skip

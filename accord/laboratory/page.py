@@ -106,10 +106,11 @@ def _count_alarms(runs: Sequence[Row]) -> dict[str, Any]:
 def _build_law_figures(summary: Row) -> list[Figure]:
     """Gold gained against distance, points of all runs and the fitted law, an arm a colour; proxies dotted."""
     figures = []
-    for law, key, title in (
+    drawn: tuple[tuple[Law, str, str], ...] = (
         ("best_of_n", "best_of_n", "Best of n: d (alpha - beta d)"),
         ("rl", "looks", "PPO: d (alpha - beta log d)"),
-    ):
+    )
+    for law, key, title in drawn:
         data: list[Trace] = []
         for arm, colour in zip(summary["arms"], _cycle(len(summary["arms"])), strict=True):
             rows = [run[key] for run in summary["runs"] if run["name"] == arm and run[key]]
@@ -138,7 +139,7 @@ def _build_run_figures(summary: Row) -> list[Figure]:
         if run["seed"] != summary["runs"][0]["seed"]:
             continue
         looks = run["looks"]
-        data = [
+        data: list[Trace] = [
             {
                 "x": [look["distance"] for look in looks],
                 "y": [look[key] - looks[0][key] for look in looks],

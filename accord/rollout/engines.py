@@ -7,7 +7,7 @@ rows only when the last ones have left. Leaves out what is drawn from the logits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,6 +39,10 @@ class Engine(Protocol):
     def keep(self, rows: Sequence[int]) -> list[int]:
         """All other rows leave. Returns which of the old rows the new ones are, in their new order."""
         ...
+
+
+OpenEngine = Callable[[Base, PreTrainedModel, int, int], Engine]
+"""Opens an engine for (base, model, slots, columns); see `open_engine`."""
 
 
 def open_engine(base: Base, model: PreTrainedModel, slots: int, columns: int) -> Engine:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from accord.errors import DataError
 from accord.models import Base
-from accord.rollout.engines import Engine, open_engine, pad_left
+from accord.rollout.engines import Engine, OpenEngine, open_engine, pad_left
 from accord.rollout.streams import draw_tokens, draw_uniforms
 from accord.types import Completion, Prompt, Rollout
 
@@ -40,13 +40,21 @@ class Sampler:
     """Samples completions from a role of `base`, `batch_size` sequences side by side.
 
     The batch size changes speed and memory only: in float32 the tokens are those of one-by-one recomputation.
-    `on_tokens`, where given, is called with the number of tokens just sampled (for a progress bar).
+    `on_tokens`, where given, is called with the number of tokens just sampled (for a progress bar). `open_engine` opens
+    what decodes each batch.
     """
 
-    def __init__(self, base: Base, batch_size: int = 32, on_tokens: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        batch_size: int = 32,
+        on_tokens: Callable[[int], None] | None = None,
+        open_engine: OpenEngine = open_engine,
+    ) -> None:
         self.base = base
         self.batch_size = batch_size
         self.on_tokens = on_tokens
+        self.open_engine = open_engine
 
     @torch.no_grad()
     def generate(
@@ -72,7 +80,7 @@ class Sampler:
         with self.base.activate(role) as model:
             slots = min(self.batch_size, len(rows))
             columns = max(len(row.prompt_ids) for row in rows) + max_new_tokens
-            engine = open_engine(self.base, model, slots, columns)
+            engine = self.open_engine(self.base, model, slots, columns)
             self._decode(engine, slots, deque(rows[i] for i in order), max_new_tokens, temperature)
         return assemble_rollout(
             self.base,

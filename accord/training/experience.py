@@ -111,7 +111,7 @@ def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, 
     columns = rollout.prompt_ids.shape[1]
     lengths = rollout.completion_mask.sum(1) + rollout.prompt_mask.sum(1)
     order = rows[torch.argsort(lengths[rows].cpu(), stable=True).to(rows.device)]
-    own = distributed.share(order)
+    own = order[distributed.share(range(len(order)))]
     for chunk in own.split(size) if len(own) else ():
         first = columns - int(rollout.prompt_mask[chunk].sum(1).max())
         width = int(rollout.completion_mask[chunk].sum(1).max())

@@ -180,9 +180,10 @@ def add_person(people: People, name: str, votes: Votes) -> People:
 
 def predict_votes(people: People, name: str | None, margins: Floats, features: Floats) -> Floats:
     """P(the person prefers a) for n pairs; for None, or somebody unknown, what the common model says."""
-    if name not in people.shifts:
+    known = people.shifts.get(name) if name is not None else None
+    if known is None:
         return np.asarray(expit(margins))
-    shift = people.shifts[name].double().numpy()
+    shift = known.double().numpy()
     return np.asarray(expit(margins + features @ people.axes.double().numpy() @ shift))
 
 

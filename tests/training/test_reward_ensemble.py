@@ -87,7 +87,8 @@ def test_members_learn_and_differ() -> None:
     scores = score_preferences_by_member(ensemble, test)
     right = (scores[..., 0] > scores[..., 1]) == torch.tensor([p.probability > 0.5 for p in test])
     assert (right.float().mean(dim=1) > 0.8).all()
-    rollout = Sampler(base).generate(None, [p.prompt for p in test], seeds=range(200), max_new_tokens=6, temperature=1.0)
+    prompts = [pair.prompt for pair in test]
+    rollout = Sampler(base).generate(None, prompts, seeds=range(200), max_new_tokens=6, temperature=1.0)
     normalize_reward_model(base, ensemble, [rollout])
     reward = EnsembleReward(ensemble)
     members = reward.score_members(rollout)
