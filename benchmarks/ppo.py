@@ -7,7 +7,8 @@ model, and 4 epochs of one optimiser step in 4 micro-batches; LoRA r 16 on all l
 the split), learning rate 1e-5, temperature 1, bfloat16. Both read the same prompt ids and score with the same linear
 head on the frozen model. The contestants differ where their users would: TRL trains all weights of its critic, for
 `peft_config` reaches the policy alone, and its reward model has no adapter; ours has one in each role. `--split 0`
-adapts every layer, like TRL.
+adapts every layer in each role; with `--policy-everywhere` the policy adapts every layer, as TRL's does, while critic
+and reward model keep above the split (`model.adapter = "lora_all"`).
 
 Each contestant runs in a process of its own, one after the other, with the same threads. Its first iteration is the
 warm-up, in which the work is counted (benchmarks/counting.py says how); the `--iterations` after it are timed. Shown:
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="a Python that has TRL 1.10 and PEFT")
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts to one table")
     parser.add_argument("--split", type=int, action="append", help="of ours, may be given again (default: 0 and -1)")
+    parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
     parser.add_argument("--iterations", type=int, default=3, help="timed, after one that warms up")
     for name, default in (("prompts", 32), ("prompt-tokens", 64), ("new-tokens", 48), ("epochs", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -74,7 +76,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def build_work(arguments: argparse.Namespace) -> dict[str, Any]:
     """What both contestants are told, as JSON."""
     names = ("model", "dtype", "threads", "iterations", "prompts", "prompt_tokens", "new_tokens", "epochs",
-             "micro_batches")  # fmt: skip
+             "micro_batches", "policy_everywhere")  # fmt: skip
     fixed = {
         "learning_rate": 1e-5,
         "temperature": 1.0,

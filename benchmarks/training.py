@@ -100,16 +100,24 @@ class Observer:
 def build_base(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = ("reward",)) -> Base:
     """The base with roles `policy`, `critic` and `scorers`, LoRA r 16 on every linear layer above `split`.
 
+    Where `work` asks for `policy_everywhere`, the policy's is on those below it too.
+
     Each scorer's head is `draw_head`'s, so that scores differ from text to text without a fit.
     """
     torch.set_num_threads(int(work["threads"]))
     base = load_base(work["model"], dtype=work["dtype"], split=split)
-    base.add_policy("policy", lora=LORA, seed=0)
+    base.add_policy("policy", lora=LORA, seed=0, every_layer=bool(work.get("policy_everywhere")))
     base.add_scorer("critic", lora=LORA, seed=1)
     for number, role in enumerate(scorers):
         base.add_scorer(role, lora=LORA, seed=2 + number)
         base.load_state(role, base.state(role) | {"head.weight": draw_head(base.hidden_size).to(base.device)})
     return base
+
+
+def name_ours(base: Base) -> str:
+    """What a row of ours is called: by its split, and whether the policy keeps to it."""
+    everywhere = "" if base.describe("policy").on_trunk else ", policy on every layer"
+    return f"accord, split {base.split}{everywhere}"
 
 
 def draw_head(hidden_size: int) -> Tensor:
@@ -181,7 +189,7 @@ def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str
     counted = dict(observer.counter.phases)
     counted["sample"] = count_sampling(base.model.config, work)
     return {
-        "name": f"accord, split {base.split}",
+        "name": name_ours(base),
         "contestant": "ours",
         "matrix_weights": ModelShape.from_config(base.model.config).matrix_weights,
         "split": base.split,

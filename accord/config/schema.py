@@ -40,8 +40,9 @@ class ModelSection(Section):
         ge=-1,
         description="Layers computed once and shared by all roles; adapters sit above. -1: two thirds. 0: textbook.",
     )
-    adapter: Literal["lora", "full"] = Field(
-        "lora", description="How the policy learns: LoRA adapters, or all weights."
+    adapter: Literal["lora", "lora_all", "full"] = Field(
+        "lora",
+        description="How the policy learns: LoRA above the split, LoRA on every layer, or all weights.",
     )
     lora_rank: int = Field(16, ge=1, description="LoRA r.")
     lora_alpha: int = Field(32, ge=1, description="LoRA alpha; the update is scaled by alpha / r.")

@@ -51,6 +51,6 @@ def _average(context: RunContext, role: str, older: str | None, share: float, se
         return {name: (1 - share) * value if ".lora_B." in name else value for name, value in state.items()}
     if older is None:
         older = "older"
-        base.add_policy(older, lora=None, seed=seed)
+        context.add_policy(older, seed)
     before = base.state(older)
     return {name: share * before[name] + (1 - share) * value for name, value in state.items()}

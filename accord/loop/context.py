@@ -14,7 +14,9 @@ from accord import distributed
 from accord.config import Config
 from accord.feedback.store import VoteStore
 from accord.models import Base, LoraSettings, load_base
+from accord.models.ensemble import name_members
 from accord.rewards import EnsembleReward, LearnedReward, load_learned_reward
+from accord.rewards.learned import AVERAGE
 from accord.rollout import Sampler
 from accord.rollout.sharded import SharedSampler
 from accord.types import Generator, Progress
@@ -69,7 +71,12 @@ class RunContext:
     @property
     def policy_lora(self) -> LoraSettings | None:
         """LoRA settings of the policy; None where it trains all weights."""
-        return self.lora if self.config.model.adapter == "lora" else None
+        return None if self.config.model.adapter == "full" else self.lora
+
+    def add_policy(self, role: str, seed: int) -> None:
+        """A new policy that equals the base, of the kind that `model.adapter` asks for."""
+        every_layer = self.config.model.adapter == "lora_all"
+        self.base.add_policy(role, lora=self.policy_lora, seed=seed, every_layer=every_layer)
 
     def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Generator:
         """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them.
@@ -120,10 +127,11 @@ class RunContext:
         return artifact if adapter_folder(artifact.folder).is_dir() else None
 
     def forget(self, role: str) -> None:
-        """Free the role if it exists, and with it the other members of an ensemble that it stands for."""
-        for name in self.base.roles():
-            if name == role or (name.startswith(f"{role}-") and self.base.describe(name).kind == "scorer"):
-                self.base.remove(name)
+        """Free the role if it exists, and with it the other members of an ensemble that it stands for, and their
+        weight average; no other role, whatever its name begins with."""
+        own = {f"{role}-{AVERAGE}", *name_members(role, len(self.base.roles()))}
+        for name in own.intersection(self.base.roles()):
+            self.base.remove(name)
 
     def in_chunks(
         self,

@@ -55,13 +55,15 @@ class Estimate(NamedTuple):
 class Machine:
     """What is known of machine, model and prompts. split: layers of the trunk, 0 where all weights are trained.
 
-    prompt_tokens: mean tokens of a prompt under its chat template.
+    policy_split: layers below the policy's adapters; split, or 0 where it adapts every layer. prompt_tokens: mean
+    tokens of a prompt under its chat template.
     """
 
     speed: Speed
     parameters: int
     layers: int
     split: int
+    policy_split: int
     vocabulary: int
     train_prompts: int
     evaluation_prompts: int
@@ -109,11 +111,13 @@ def measure_machine(workspace: Workspace, config: Config, votes: int) -> Machine
     train, evaluation, prompts = _count_prompts(workspace, config, votes)
     own = config.sample.completions * (config.sample.completions - 1) // 2
     split = round(2 / 3 * size.layers) if config.model.split == -1 else config.model.split
+    split = 0 if config.model.adapter == "full" else min(split, size.layers - 1)
     return Machine(
         speed=measure_speed(name, dtype=config.model.dtype, device=compute.device, threads=compute.threads),
         parameters=size.parameters,
         layers=size.layers,
-        split=0 if config.model.adapter == "full" else min(split, size.layers - 1),
+        split=split,
+        policy_split=split if config.model.adapter == "lora" else 0,
         vocabulary=size.vocabulary,
         train_prompts=train,
         evaluation_prompts=evaluation,
@@ -221,14 +225,17 @@ def _count_policy(work: Work, config: Config, machine: Machine) -> None:
 def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
     """A rollout: sampled, its trunk, then policy, reference and critic on top, its score; policy and critic trained."""
     ppo, new = config.ppo, config.sample.max_new_tokens
-    above, row = machine.layers - machine.split, machine.prompt_tokens + new
+    above, own = machine.layers - machine.split, machine.layers - machine.policy_split
+    row = machine.prompt_tokens + new
     sequences = ppo.updates * ppo.prompts_per_update
     work.add_sampling(sequences, sequences, machine, new)
     work.add_reading(sequences * row, machine.split)
-    work.add_reading(3 * sequences * row, above, 2 * sequences * new)
+    work.add_reading(2 * sequences * row, above, sequences * new)
+    work.add_reading(sequences * row, own, sequences * new)
     work.add_reading(sequences * row, machine.layers)
     work.add_reading(sequences * row, above)  # the held-out judge, for the curve alone
-    work.add_training(2 * ppo.epochs * sequences * row, above, ppo.epochs * sequences * new)
+    work.add_training(ppo.epochs * sequences * row, above)
+    work.add_training(ppo.epochs * sequences * row, own, ppo.epochs * sequences * new)
     _count_validations(work, config, machine, ppo.updates // ppo.evaluate_every + 1)
 
 

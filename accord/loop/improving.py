@@ -35,7 +35,7 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
     written = [row for row in load_demonstrations(context, stage) if Prompt.from_dict(row["prompt"]).id not in apart]
     examples += build_examples(written)
     context.forget("policy")
-    base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+    context.add_policy("policy", stage.seed)
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
     result = train_sft(
         base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
@@ -58,7 +58,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     ensemble = proxy if isinstance(proxy, EnsembleReward) else None
     start = context.load_standing("policy", context.parent(stage, "start")) if "start" in stage.parents else None
     if start is None:
-        base.add_policy("policy", lora=context.policy_lora, seed=stage.seed)
+        context.add_policy("policy", stage.seed)
     base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
     job = TrainingJob(
         base=base,

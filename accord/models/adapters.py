@@ -136,7 +136,9 @@ def adapter_parameters(model: PreTrainedModel, role: str) -> dict[str, nn.Parame
 
 
 def share_adapter(layer: LoraLinear, role: str, others: Iterable[str]) -> None:
-    """Give the roles `others` the adapter of `role` in this layer: the very same tensors from now on."""
+    """Give the roles `others` the adapter of `role` in this layer: the very same tensors from now on; none has none."""
+    if _key(role) not in layer.lora_A:
+        return
     for other in others:
         for part in (layer.lora_A, layer.lora_B):
             part[_key(other)] = part[_key(role)]

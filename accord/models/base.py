@@ -65,9 +65,8 @@ class Base(Roles):
             self.stack, choose_split(split, self.layers), lambda: model(**probe).logits
         )
         self.split = self._trunk.split if self._trunk else 0
-        super().__init__(
-            model, find_site(layers_name, self.stack, self.split), model.config.get_text_config().hidden_size
-        )
+        above, everywhere = (find_site(layers_name, self.stack, first) for first in (self.split, 0))
+        super().__init__(model, above, everywhere, model.config.get_text_config().hidden_size)
 
     @cached_property
     def branching(self) -> tuple[bool, str]:
@@ -89,7 +88,7 @@ class Base(Roles):
     def compute_trunk(
         self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T H"] | None:
-        """Hidden states below layer `split`, the same for every role (a full copy excepted); None when split == 0."""
+        """Hidden states below layer `split`, the same for every role that is `on_trunk`; None when split == 0."""
         return self.run_trunk(self.build_inputs(input_ids, attention_mask))
 
     def compute_logits(
@@ -218,9 +217,9 @@ class Base(Roles):
     @contextmanager
     def _prepared(self, role: str | None, shape: torch.Size, trunk: Tensor | None) -> Iterator[PreTrainedModel]:
         """The model acting as `role`, its lower layers bypassed where their output is given."""
-        full = role is not None and self._role(role).lora is None
+        on_trunk = role is None or self._role(role).on_trunk
         with self.activate(role) as model:
-            if trunk is None or full:
+            if trunk is None or not on_trunk:
                 yield model
                 return
             if self._trunk is None or trunk.shape != (*shape, self.hidden_size):

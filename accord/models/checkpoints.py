@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from accord.errors import ModelError
-from accord.models.adapters import PEFT_PREFIX, LoraSettings
+from accord.models.adapters import PEFT_PREFIX, AdapterSite, LoraSettings
 from accord.models.weights import copy_model
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def save_role(base: Base, role: str, folder: Path) -> None:
     """Write `role` to `folder` (made where missing); see the head of this file for the files."""
     folder.mkdir(parents=True, exist_ok=True)
     found = base.describe(role)
-    card = {"base": base.fingerprint, "kind": found.kind, "split": base.split if found.lora else 0}
+    card = {"base": base.fingerprint, "kind": found.kind, "split": found.site.split if found.site else 0}
     _write_json(folder / ROLE_CARD, card)
-    if found.lora is None:
+    if found.lora is None or found.site is None:
         found.model.config._name_or_path = ""
         found.model.save_pretrained(folder)
         base.tokens.inner.save_pretrained(folder)
@@ -48,7 +48,7 @@ def save_role(base: Base, role: str, folder: Path) -> None:
     state = {name: value.cpu().contiguous() for name, value in base.state(role).items()}
     head = {name.removeprefix("head."): state.pop(name) for name in list(state) if name.startswith("head.")}
     save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    _write_json(folder / ADAPTER_CONFIG, _describe_adapter(base, found.lora))
+    _write_json(folder / ADAPTER_CONFIG, _describe_adapter(base, found.site, found.lora))
     if head:
         save_file(head, folder / HEAD_WEIGHTS, metadata={"format": "pt"})
 
@@ -67,13 +67,13 @@ def load_role(base: Base, role: str, folder: Path, *, kind: Literal["policy", "s
             f"no {kind} here: {ADAPTER_CONFIG} is missing", where=str(folder), mend="give the role's folder"
         )
     _check_card(base, folder)
-    settings = _read_settings(base, folder)
+    settings, every_layer = _read_settings(base, folder, kind)
     state = _read_tensors(folder / ADAPTER_WEIGHTS)
     if kind == "scorer":
         state |= {f"head.{name}": value for name, value in _read_tensors(folder / HEAD_WEIGHTS).items()}
         base.add_scorer(role, lora=settings, seed=0)
     else:
-        base.add_policy(role, lora=settings, seed=0)
+        base.add_policy(role, lora=settings, seed=0, every_layer=every_layer)
     try:
         base.load_state(role, state)
     except ModelError as error:
@@ -138,9 +138,9 @@ def _optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _describe_adapter(base: Base, settings: LoraSettings) -> dict[str, Any]:
+def _describe_adapter(base: Base, site: AdapterSite, settings: LoraSettings) -> dict[str, Any]:
     """adapter_config.json, without what differs between machines: sets are sorted, a base in a folder has no name."""
-    config = base.site.build_config(settings).to_dict()
+    config = site.build_config(settings).to_dict()
     config["base_model_name_or_path"] = None if Path(base.name).is_dir() else base.name
     config["inference_mode"] = True
     return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
@@ -157,14 +157,19 @@ def _check_card(base: Base, folder: Path) -> None:
         )
 
 
-def _read_settings(base: Base, folder: Path) -> LoraSettings:
-    """Rank and alpha of the adapter in `folder`, after checking that it sits exactly where this base's adapters sit."""
+def _read_settings(base: Base, folder: Path, kind: str) -> tuple[LoraSettings, bool]:
+    """Rank and alpha of the adapter in `folder`, and whether it is a policy's on every layer.
+
+    It must sit exactly where this base's adapters sit.
+    """
     where = str(folder)
     try:
         config = LoraConfig.from_pretrained(where)
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{ADAPTER_CONFIG} is not a LoRA configuration: {error}", where=where) from error
-    ours = base.site.build_config(LoraSettings(config.r, config.lora_alpha))
+    settings = LoraSettings(config.r, config.lora_alpha)
+    every_layer = kind == "policy" and config.layers_to_transform == list(range(base.layers))
+    ours = (base.whole_site if every_layer else base.site).build_config(settings)
     for field in ("target_modules", "layers_to_transform", "use_rslora", "use_dora", "bias", "alpha_pattern"):
         if getattr(config, field) != getattr(ours, field):
             raise ModelError(
@@ -172,7 +177,7 @@ def _read_settings(base: Base, folder: Path) -> LoraSettings:
                 where=where,
                 mend="load the base with the split that the adapter was trained with",
             )
-    return LoraSettings(config.r, config.lora_alpha)
+    return settings, every_layer
 
 
 def _load_full(base: Base, role: str, folder: Path) -> None:

@@ -40,20 +40,30 @@ ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Role:
-    """What `Base` keeps of one role. `lora` None: `model` is a full copy; `head` None: it speaks rather than scores."""
+    """What `Base` keeps of one role. `lora` None: `model` is a full copy; `head` None: it speaks rather than scores.
+
+    site: where its adapters sit; None for a full copy. on_trunk: nothing below the split is its own, so that its passes
+    may start from the trunk; a pass of any other role runs every layer, whatever trunk it is given.
+    """
 
     kind: Literal["policy", "scorer"]
     lora: LoraSettings | None
     model: PreTrainedModel
     head: ScalarHead | None
+    site: AdapterSite | None
+    on_trunk: bool
 
 
 class Roles:
-    """The roles of one frozen `model`, whose adapters sit at `site`; `hidden_size` is the width of their heads."""
+    """The roles of one frozen `model`; `hidden_size` is the width of their heads.
 
-    def __init__(self, model: PreTrainedModel, site: AdapterSite, hidden_size: int) -> None:
+    Adapters sit at `site`, above the split, or for a policy that asks for it at `whole_site`, in every layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, site: AdapterSite, whole_site: AdapterSite, hidden_size: int) -> None:
         self.model = model
         self.site = site
+        self.whole_site = whole_site
         self.hidden_size = hidden_size
         self.device = model.device
         self._roles: dict[str, Role] = {}
@@ -62,21 +72,24 @@ class Roles:
 
     # Roles
 
-    def add_policy(self, role: str, *, lora: LoraSettings | None, seed: int) -> None:
+    def add_policy(self, role: str, *, lora: LoraSettings | None, seed: int, every_layer: bool = False) -> None:
         """Add a policy that equals the base: a LoRA adapter, or with `lora` None a full trainable copy.
 
-        A full copy is float32 (updates of 1e-5 would vanish in bfloat16) and trains every layer, so it never uses the
-        trunk; it equals the base up to the base's own rounding. The frozen base stays as the reference.
+        With `every_layer` the adapter sits below the split too, and the policy's passes never use the trunk, while
+        those of critic and reward models do. A full copy is float32 (updates of 1e-5 would vanish in bfloat16) and
+        trains every layer as well; it equals the base up to the base's own rounding. The frozen base stays as the
+        reference.
 
         Raises:
             ModelError: the role exists already, or its name is not letters, digits, `_` and `-`.
         """
         self._check_new(role)
         if lora is None:
-            self._roles[role] = Role("policy", None, copy_model(self.model), None)
+            self._roles[role] = Role("policy", None, copy_model(self.model), None, None, on_trunk=False)
         else:
-            add_adapter(self.model, role, self.site, lora, seed)
-            self._roles[role] = Role("policy", lora, self.model, None)
+            site = self.whole_site if every_layer else self.site
+            add_adapter(self.model, role, site, lora, seed)
+            self._roles[role] = Role("policy", lora, self.model, None, site, on_trunk=site == self.site)
         self._refresh()
 
     def add_scorer(self, role: str, *, lora: LoraSettings, seed: int, init_from: str | None = None) -> None:
@@ -93,7 +106,8 @@ class Roles:
                 mend="give both the same LoRA settings",
             )
         add_adapter(self.model, role, self.site, lora, seed)
-        self._roles[role] = Role("scorer", lora, self.model, ScalarHead(self.hidden_size, self.device))
+        head = ScalarHead(self.hidden_size, self.device)
+        self._roles[role] = Role("scorer", lora, self.model, head, self.site, on_trunk=True)
         if init_from is not None:
             self.load_state(role, self.state(init_from))
         self._refresh()

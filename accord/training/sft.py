@@ -14,7 +14,7 @@ import torch
 
 from accord.distributed import gather_metrics, share
 from accord.errors import DataError
-from accord.functional import compute_logprobs, compute_warmup_cosine
+from accord.functional import compute_warmup_cosine
 from accord.losses import combine_metrics, compute_sft_loss
 from accord.models import Base
 from accord.training.checks import check_finite, check_tokens
@@ -106,7 +106,7 @@ def fit_sequences(
     kept = [s for s in sequences if sum(s.branch_tokens)]
     if not kept:
         raise DataError("no examples to fine-tune on", where="sft", mend="gather votes that prefer something")
-    cached = cache_trunk(base, kept, progress)
+    cached = cache_trunk(base, kept, progress) if base.describe(role).on_trunk else kept
     optimizer = build_optimizer(base, role, cfg.learning_rate)
     history = _resume(base, role, optimizer, checkpoint)
     steps_an_epoch = -(-len(cached) // cfg.batch_size)
@@ -149,8 +149,9 @@ def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree])
         batch = build_batch(base, ordered[start : start + MICRO_BATCH_SIZE])
         mask = batch.completion_mask
         last = mask.shape[1]
-        logits = base.compute_logits(role, batch.input_ids, batch.attention_mask, last, trunk=batch.trunk)
-        logprobs, entropy = compute_logprobs(logits, batch.input_ids[:, -last:], 1.0)
+        logprobs, entropy = base.compute_logprobs(
+            role, batch.input_ids, batch.attention_mask, last, 1.0, trunk=batch.trunk, entropy_learns=False
+        )
         loss = compute_sft_loss(logprobs, mask, denominator=tokens)
         torch.autograd.backward(loss.loss)
         parts.append(loss.metrics | {"entropy": (entropy.detach() * mask).sum() / tokens})

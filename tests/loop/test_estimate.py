@@ -38,6 +38,7 @@ DEMO = Machine(
     parameters=134_515_008,
     layers=30,
     split=20,
+    policy_split=20,
     vocabulary=49_152,
     train_prompts=256,
     evaluation_prompts=96,

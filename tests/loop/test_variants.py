@@ -56,6 +56,21 @@ def test_all_weights_train_after_sft_and_the_fine_tuned_model_is_the_reference(t
     assert manifest["summary"]["base_fingerprint"] != doctor["summary"]["base_fingerprint"]
 
 
+def test_a_policy_on_every_layer_goes_through_two_rounds_while_scorers_keep_to_the_trunk(tmp_path: Path) -> None:
+    folder = build_tiny_project(tmp_path / "project")
+    settings = ["model.adapter=lora_all", "model.split=1", "project.rounds=2", "rounds.reference=ema"]
+    recorder, _ = run(folder, [*settings, "sft.epochs=1", "ppo.updates=1"])
+    assert ("002/gate", "finished") in recorder.stages
+    cards = {kind: read_cards(folder, kind) for kind in ("policy", "reward_model")}
+    assert [card["split"] for card in cards["policy"]] == [0, 0]
+    assert [card["split"] for card in cards["reward_model"]] == [1, 1]
+
+
+def read_cards(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """What each artifact of `kind` says of its role."""
+    return [json.loads(path.read_text()) for path in (folder / "artifacts" / kind).glob("*/adapter/role.json")]
+
+
 def test_a_second_round_starts_from_the_policy_of_the_first_and_keeps_its_votes(tmp_path: Path) -> None:
     folder = build_tiny_project(tmp_path / "project")
     settings = ["project.rounds=2", "policy.method=rejection_sampling", "rejection_sampling.candidates=2"]

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from accord.errors import ModelError
 from accord.models import LoraSettings
+from accord.models.ensemble import add_ensemble
 from accord.models.trunk import build_probe
 
 LORA = LoraSettings(rank=3, alpha=6)
@@ -244,3 +245,39 @@ def test_the_head_is_given_one_block_of_memory(tiny_base, role):
         model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=1)  # as the sampler reads its prompts
         base.compute_logits(role, ids, mask, 5)
     assert layouts == [True, True]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_a_policy_on_every_layer_is_that_of_an_unsplit_base_while_scorers_use_the_trunk(tiny_base, architecture):
+    base, unsplit = tiny_base(architecture, split=2), tiny_base(architecture, split=0)
+    for one in (base, unsplit):
+        one.add_scorer("critic", lora=LORA, seed=0)
+        one.add_policy("policy", lora=LORA, seed=1, every_layer=True)
+    expected = fill(unsplit, "policy")
+    assert base.parameters("policy").keys() == expected.keys()
+    base.load_state("policy", expected)
+    ids, mask = build_probe(base.vocabulary, base.device)
+    trunk = base.compute_trunk(ids, mask)
+    noise = torch.randn(trunk.shape, generator=torch.Generator().manual_seed(0))
+    real = mask[:, -5:]
+    with torch.no_grad():
+        logprobs = base.compute_logprobs("policy", ids, mask, 5, 1.0, trunk=noise).logprobs
+        assert torch.allclose(logprobs, unsplit.compute_logprobs("policy", ids, mask, 5, 1.0).logprobs, atol=1e-5)
+        reference = base.compute_logprobs(None, ids, mask, 5, 1.0, trunk=trunk).logprobs
+        assert torch.allclose(reference, unsplit.compute_logprobs(None, ids, mask, 5, 1.0).logprobs, atol=1e-5)
+        assert not torch.allclose(reference[real], logprobs[real], atol=1e-2)
+        fill(base, "critic")
+        values = base.compute_values("critic", ids, mask, 5)
+        assert torch.allclose(base.compute_values("critic", ids, mask, 5, trunk=trunk), values, atol=1e-5)
+        assert not torch.allclose(base.compute_values("critic", ids, mask, 5, trunk=noise), values, atol=1e-2)
+
+
+def test_members_of_an_ensemble_share_layers_beside_a_policy_on_every_layer(tiny_base):
+    base = tiny_base(split=1)
+    base.add_policy("policy", lora=LORA, seed=1, every_layer=True)
+    ensemble = add_ensemble(base, "reward", 2, own_layers=1, lora=LORA, seed=0)
+    ids, mask = build_probe(base.vocabulary, base.device)
+    with torch.no_grad():
+        scores = ensemble.compute_scores(ids, mask)
+        alone = [base.compute_scores(role, ids, mask) for role in ensemble.roles]
+    assert torch.allclose(scores, torch.stack(alone), atol=1e-5)

@@ -138,3 +138,19 @@ def test_training_goes_on_from_packed_state_bit_for_bit(tiny_base):
         assert torch.equal(value, again.state("critic")[name]), name
     with pytest.raises(ModelError, match="fits no parameter"):
         unpack_optimizer(restored, {"999.exp_avg": torch.zeros(3)})
+
+
+def test_a_policy_on_every_layer_comes_back_on_every_layer(tiny_base, tmp_path):
+    base = tiny_base(split=2)
+    base.add_policy("policy", lora=LORA, seed=0, every_layer=True)
+    fill(base, "policy")
+    base.save_role("policy", tmp_path)
+    assert json.loads((tmp_path / "role.json").read_text())["split"] == 0
+    base.load_policy("again", tmp_path)
+    assert not base.describe("again").on_trunk
+    ids, mask = build_probe(base.vocabulary, base.device)
+    with torch.no_grad():
+        expected = base.compute_logits("policy", ids, mask, 5)
+        assert torch.equal(base.compute_logits("again", ids, mask, 5), expected)
+    with pytest.raises(ModelError, match="layers_to_transform"):
+        base.load_scorer("reward", tmp_path)
