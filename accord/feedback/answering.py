@@ -20,7 +20,7 @@ from accord.errors import ConflictError, DataError, NotFoundError, RefusedError
 from accord.feedback.items import Item, LeasedItem, move_places, require_item
 from accord.feedback.leasing import has_room, require_lease
 from accord.feedback.log import Transaction, write_moment
-from accord.feedback.queue_schema import answers, demonstrations, leases, receipts
+from accord.feedback.queue_schema import answers, demonstrations, items, leases, receipts
 from accord.feedback.records import require_text
 from accord.feedback.store import VoteWriter, read_vote
 from accord.feedback.texts import insert_texts
@@ -55,7 +55,8 @@ class Answer:
 class Receipt:
     """That something is stored. repeated: it was before. late: its lease had run out or been given back.
 
-    surplus: all places of the item were taken by then; the vote is kept beyond the overlap.
+    surplus: all places of the item were taken by then; the vote is kept beyond the overlap, and counts once a place
+    becomes free.
     """
 
     client_id: str
@@ -340,12 +341,14 @@ def _withdraw(transaction: Transaction, vote_id: str, client_id: str) -> str:
 
 
 def _reopen(transaction: Transaction, lease: Row[Any], withdrawal_id: str | None, expires_at: str) -> None:
-    """Gives the item back to its annotator: live where a place is left, else released (their answer is still kept)."""
-    if lease.status == "answered" and not lease.surplus:
-        move_places(transaction, {lease.item_id: (-1, 0)})
-    room = has_room(transaction, lease.item_id)
-    if room:
-        move_places(transaction, {lease.item_id: (0, 1)})
+    """Gives the item back to its annotator: live where a place is left, else released (their answer is still kept).
+
+    Who held a place keeps it, unless the item is closed by now.
+    """
+    counted = lease.status == "answered" and not lease.surplus
+    closed = transaction.execute(select(items.c.closed).where(items.c.id == lease.item_id)).scalar()
+    room = not closed if counted else has_room(transaction, lease.item_id)
+    move_places(transaction, {lease.item_id: (-counted, int(room))})
     row = {"id": lease.id, "status": "live" if room else "released", "surplus": False, "expires_at": expires_at}
     transaction.update(leases, [row | {"vote_id": withdrawal_id or lease.vote_id}])
 

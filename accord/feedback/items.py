@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 from accord.errors import DataError, NotFoundError
 from accord.feedback import schema
 from accord.feedback.log import Transaction
-from accord.feedback.queue_schema import item_completions, items
+from accord.feedback.queue_schema import item_completions, items, leases
 from accord.feedback.records import require_answer, require_different, require_text
 from accord.feedback.texts import BATCH_TEXTS, insert_texts, messages_from_json, prompt_from_json
 from accord.types import Completion, Prompt, compute_content_id
@@ -127,6 +127,11 @@ def compute_item_id(item: NewItem, round: int) -> str:
     return compute_content_id([round, item.kind, item.prompt.id, texts, item.repeat_of])
 
 
+def compute_pair_id(item: NewItem) -> str:
+    """Content hash of kind and texts, whatever their order, origins and round; 16 hex digits."""
+    return compute_content_id([item.kind, item.prompt.id, sorted(completion.id for completion in item.completions)])
+
+
 def insert_items(
     transaction: Transaction,
     new: Sequence[NewItem],
@@ -192,13 +197,18 @@ def require_item(connection: Connection, item_id: str) -> Item:
 
 
 def move_places(transaction: Transaction, changes: Mapping[str, tuple[int, int]]) -> None:
-    """Adds (answered, leased) to the counts of items, and says anew whether each is open."""
+    """Adds (answered, leased) to the counts of items, and says anew whether each is open.
+
+    A place that becomes free goes first to an answer that came too late for one (surplus), the oldest first.
+    """
     _recount(transaction, {key: change for key, change in changes.items() if change != (0, 0)})
+    _fill_places(transaction, [key for key, change in changes.items() if sum(change) < 0])
 
 
 def refresh_open(transaction: Transaction, ids: Sequence[str]) -> None:
     """Says anew whether each item is open, after it was closed or opened."""
     _recount(transaction, dict.fromkeys(ids, (0, 0)))
+    _fill_places(transaction, ids)
 
 
 def _recount(transaction: Transaction, changes: Mapping[str, tuple[int, int]]) -> None:
@@ -211,6 +221,19 @@ def _recount(transaction: Transaction, changes: Mapping[str, tuple[int, int]]) -
     transaction.update(items, rows)
 
 
+def _fill_places(transaction: Transaction, ids: Sequence[str]) -> None:
+    """Counts surplus answers of those items that have places left, as many as there are places."""
+    for start in range(0, len(ids), BATCH_TEXTS):
+        rows = transaction.execute(_LATE_ANSWERS, {"ids": ids[start : start + BATCH_TEXTS]}).all()
+        filled: Counter[str] = Counter()
+        for row in rows:
+            if filled[row.item_id] < row.places:
+                filled[row.item_id] += 1
+                transaction.update(leases, [{"id": row.id, "surplus": False}])
+        if filled:
+            _recount(transaction, {item_id: (number, 0) for item_id, number in filled.items()})
+
+
 _Texts = tuple[Prompt, tuple[Completion, ...]]
 _texts: OrderedDict[str, _Texts] = (
     OrderedDict()
@@ -218,6 +241,18 @@ _texts: OrderedDict[str, _Texts] = (
 _texts_guard = threading.Lock()
 
 _ITEMS = select(items).where(items.c.id.in_(bindparam("ids", expanding=True)))
+_LATE_ANSWERS = (
+    select(leases.c.id, leases.c.item_id, (items.c.overlap - items.c.answered - items.c.leased).label("places"))
+    .join(items, items.c.id == leases.c.item_id)
+    .join(schema.votes, schema.votes.c.id == leases.c.vote_id)
+    .where(
+        leases.c.item_id.in_(bindparam("ids", expanding=True)),
+        leases.c.status == "answered",
+        leases.c.surplus,
+        items.c.is_open,
+    )
+    .order_by(schema.votes.c.created_at, leases.c.id)
+)
 _PROMPTS = (
     select(items.c.id, schema.prompts.c.body)
     .join(schema.prompts, schema.prompts.c.id == items.c.prompt_id)
@@ -281,6 +316,7 @@ def _build_row(key: str, item: NewItem, overlap: int, position: int, round: int,
         "repeat_of": item.repeat_of,
         "source": require_text(item.source, "the source"),
         "created_at": at,
+        "pair": compute_pair_id(item),
     }
 
 

@@ -1,8 +1,9 @@
 """Who gets which item: leases that are given, held, renewed, given back and run out.
 
 Implements one lease for each item and person, for good: a lease that ran out or was given back is taken up again with
-the same order of completions, and who has answered or skipped an item does not get it again. At every moment
-answered + leased <= overlap for each item. Leaves out what comes back (`answering`).
+the same order of completions, and who has answered or skipped an item does not get it again. A pair that is asked anew
+in a later round goes first to those who have not judged it. At every moment answered + leased <= overlap for each item.
+Leaves out what comes back (`answering`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import ColumnElement, Connection, bindparam, select
 
 from accord.errors import ConflictError, NotFoundError, RefusedError
 from accord.feedback.items import Item, LeasedItem, move_places, read_items
@@ -188,7 +189,10 @@ _LEASE = (
 
 
 def _choose_items(transaction: Transaction, annotator: str, count: int, round: int | None) -> list[str]:
-    """Ids of the first open items that `annotator` has neither live, answered nor skipped."""
+    """Ids of the first open items that `annotator` has neither live, answered nor skipped.
+
+    Those whose pair they have judged under another item come when nothing else is left for them, nor in their hands.
+    """
     had = select(leases.c.id).where(
         leases.c.item_id == items.c.id,
         leases.c.annotator == annotator,
@@ -206,7 +210,27 @@ def _choose_items(transaction: Transaction, annotator: str, count: int, round: i
     )
     if round is not None:
         query = query.where(items.c.round == round)
+    fresh = list(transaction.execute(query.where(~_is_known(annotator))).scalars())
+    held = select(leases.c.id).where(leases.c.annotator == annotator, leases.c.status == "live").limit(1)
+    if fresh or transaction.execute(held).first() is not None:
+        return fresh
     return list(transaction.execute(query).scalars())
+
+
+def _is_known(annotator: str) -> ColumnElement[bool]:
+    """Of an item: `annotator` has judged its pair under another item, and it is no check, which is asked for that."""
+    other = items.alias("other")
+    judged = (
+        select(leases.c.id)
+        .join(other, other.c.id == leases.c.item_id)
+        .where(
+            other.c.pair == items.c.pair,
+            other.c.id != items.c.id,
+            leases.c.annotator == annotator,
+            leases.c.status == "answered",
+        )
+    )
+    return items.c.gold.is_(None) & items.c.repeat_of.is_(None) & judged.exists()
 
 
 def _build_lease(

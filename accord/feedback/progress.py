@@ -23,7 +23,8 @@ class Progress:
     items: to be judged. wanted: their overlaps added up. cast: votes that stand and fill a place. missing: wanted -
     cast, of items that are not closed. leased: places given out now. skipped: skips that stand. unreachable: the
     missing places for which no active annotator is left, because all have answered or skipped the item; more people
-    are needed, or the round is closed as it is. checks: votes on known answers and repeats.
+    are needed, or the round is closed as it is. checks: votes on known answers and repeats. surplus: late answers that
+    stand beyond their item's overlap, kept and not counted.
     """
 
     items: int
@@ -34,6 +35,7 @@ class Progress:
     skipped: int
     unreachable: int
     checks: int
+    surplus: int
 
     @property
     def complete(self) -> bool:
@@ -59,10 +61,16 @@ def read_progress(connection: Connection, round: int | None, now: datetime | Non
         ).where(plain, scope)
     ).one()
     checks = connection.scalar(select(func.sum(items.c.answered)).where(~plain, scope))
-    held = select(leases.c.status, func.count()).join(items, items.c.id == leases.c.item_id).where(plain, scope)
+    held = (
+        select(leases.c.status, leases.c.surplus, func.count())
+        .join(items, items.c.id == leases.c.item_id)
+        .where(plain, scope)
+        .group_by(leases.c.status, leases.c.surplus)
+    )
     live = (leases.c.status == "live") & (leases.c.expires_at > write_moment(now))
-    statuses = connection.execute(held.where(live | (leases.c.status == "skipped")).group_by(leases.c.status))
-    by_status: dict[str, int] = {row[0]: row[1] for row in statuses}
+    late = (leases.c.status == "answered") & leases.c.surplus
+    statuses = connection.execute(held.where(live | late | (leases.c.status == "skipped")))
+    by_status: dict[str, int] = {row[0]: row[2] for row in statuses}
     total, wanted, cast, missing = (int(value or 0) for value in sums)
     return Progress(
         items=total,
@@ -73,6 +81,7 @@ def read_progress(connection: Connection, round: int | None, now: datetime | Non
         skipped=by_status.get("skipped", 0),
         unreachable=_count_unreachable(connection, plain & scope),
         checks=int(checks or 0),
+        surplus=by_status.get("answered", 0),
     )
 
 

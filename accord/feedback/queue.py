@@ -133,8 +133,9 @@ class Queue:
         """Stores a judgement; when this returns, it is on disk. Sent again, it is acknowledged and stored once.
 
         Another answer to the same lease supersedes the first. What comes after the lease ran out is kept all the same:
-        it fills a place where one is left, and else is `surplus`. Raises DataError where it is no answer to this item,
-        ConflictError where the client's id was used for something else, NotFoundError and RefusedError as to the lease.
+        it fills a place where one is left or becomes free, and is `surplus` until then. Raises DataError where it is no
+        answer to this item, ConflictError where the client's id was used for something else, NotFoundError and
+        RefusedError as to the lease.
         """
         with self.database.write("voted", answer.annotator, now) as transaction:
             return answering.store_answer(transaction, answer)
@@ -211,7 +212,11 @@ class Queue:
             return count_done(connection, annotator)
 
     def votes(self, round: int) -> Iterator[Vote]:
-        """The standing votes on the round's items, flags too, by created_at, then id. Repeats of items are left out."""
+        """The standing votes on the round's items that count, flags too, by created_at, then id.
+
+        Left out are checks (known answers, repeats), which say something of people and not of completions, and late
+        answers beyond an item's overlap: an item never has more votes here than were asked for.
+        """
         return read_round_votes(self.database, round)
 
     def close_round(self, round: int, actor: str) -> int:

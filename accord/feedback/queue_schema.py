@@ -1,6 +1,6 @@
 """The tables behind labelling: people, guidelines, items to judge, leases, what came back, and the log of it all.
 
-Implements what schema versions 2 and 3 added. Times are ISO 8601 in UTC with microseconds and a trailing Z, so that
+Implements what schema versions 2 to 4 added. Times are ISO 8601 in UTC with microseconds and a trailing Z, so that
 they sort as text. Leaves out queries, and which row may follow which (`queue`, `people`).
 """
 
@@ -10,7 +10,7 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, Strin
 
 from accord.feedback.schema import make_append_only, metadata
 
-HEAD_REVISION = "0003"  # the newest of migrations/versions
+HEAD_REVISION = "0004"  # the newest of migrations/versions
 CREATE_ALEMBIC_VERSION = (  # as Alembic itself makes it
     "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
     "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
@@ -83,7 +83,9 @@ items = Table(
     Column("repeat_of", String(16), ForeignKey("items.id")),
     Column("source", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    Column("pair", String(16)),  # hash of kind and texts, in whichever order and round; none before version 4
     Index("items_to_lease", "is_open", "position"),
+    Index("items_of_pair", "pair"),
     Index("items_of_round", "round", "closed"),
 )
 

@@ -23,7 +23,7 @@ from accord.errors import DataError, NotFoundError
 from accord.feedback import schema
 from accord.feedback.database import DEFAULT_URL, Database, open_database
 from accord.feedback.log import Transaction
-from accord.feedback.queue_schema import adjudications, answers, items
+from accord.feedback.queue_schema import adjudications, answers, items, leases
 from accord.feedback.records import compute_vote_hash, require_text
 from accord.feedback.texts import BATCH_TEXTS, insert_texts, messages_from_json, prompt_from_json, to_json
 from accord.types import Completion, Prompt, Vote
@@ -248,9 +248,14 @@ def read_vote(transaction: Transaction, vote_id: str) -> Vote:
 
 
 def read_round_votes(database: Database, round: int) -> Iterator[Vote]:
-    """The standing votes and verdicts on a round's items, repeats left out. See `queue.Queue.votes`."""
-    asked = select(items.c.id).where(items.c.round == round, items.c.repeat_of.is_(None))
-    answered = select(answers.c.vote_id).where(answers.c.item_id.in_(asked))
+    """The standing votes and verdicts on a round's items that count. See `queue.Queue.votes`."""
+    asked = select(items.c.id).where(items.c.round == round, items.c.repeat_of.is_(None), items.c.gold.is_(None))
+    counts = ~leases.c.surplus | (answers.c.vote_id != leases.c.vote_id)  # else it is a flag beside the late vote
+    answered = (
+        select(answers.c.vote_id)
+        .join(leases, leases.c.id == answers.c.lease_id)
+        .where(answers.c.item_id.in_(asked), counts)
+    )
     judged = select(adjudications.c.vote_id).where(adjudications.c.item_id.in_(asked))
     query = _select_votes(current=True).where(schema.votes.c.id.in_(answered) | schema.votes.c.id.in_(judged))
     with database.read() as connection:

@@ -120,7 +120,37 @@ def test_votes_and_live_leases_never_exceed_the_overlap(database: Database) -> N
     progress = queue.progress(round=1, now=later(35))
     assert (progress.wanted, progress.cast, progress.missing, progress.leased) == (2, 2, 0, 0)
     assert progress.complete
-    assert VoteStore(database).count() == 3
+    assert progress.surplus == 1
+    assert VoteStore(database).count() == 3, "kept"
+    assert {one.annotator for one in queue.votes(1)} == {"ann", "cyd"}, "and no more for the loop than were asked for"
+    queue.flag("bob", bob.lease_id, new_id(), 0, "rude", now=later(36))
+    assert {(one.annotator, one.kind) for one in queue.votes(1)} >= {("bob", "flag")}
+
+
+@pytest.mark.parametrize("way", ["expires", "is released", "is skipped", "is paused", "is undone and skipped"])
+def test_a_surplus_answer_takes_the_place_that_becomes_free(database: Database, way: str) -> None:
+    queue = open_queue(database, "ann", "bob", "cyd")
+    queue.add_items([pair()], round=1, seed=0, overlap=ALONE)
+    (ann,) = queue.lease("ann", 1, now=NOON)
+    (bob,) = queue.lease("bob", 1, now=later(31))
+    assert vote(queue, "ann", ann, now=later(32)).surplus
+    assert queue.progress(round=1, now=later(33)).missing == 1
+    if way == "is released":
+        queue.release("bob", [bob.lease_id], now=later(33))
+    elif way == "is skipped":
+        queue.skip("bob", bob.lease_id, new_id(), "too hard", now=later(33))
+    elif way == "is paused":
+        People(database).pause("bob", actor="ann")
+    elif way == "is undone and skipped":
+        receipt = vote(queue, "bob", bob, now=later(33))
+        assert {one.annotator for one in queue.votes(1)} == {"bob"}
+        queue.undo("bob", receipt.client_id, new_id(), now=later(33))
+        assert [item.lease_id for item in queue.held("bob", now=later(34))] == [bob.lease_id], "the place stays his"
+        queue.skip("bob", bob.lease_id, new_id(), "too hard", now=later(34))
+    assert queue.lease("cyd", 1, now=later(70)) == [], "ann's vote counts now, so nobody else is asked"
+    progress = queue.progress(round=1, now=later(70))
+    assert (progress.cast, progress.missing, progress.surplus) == (1, 0, 0)
+    assert [one.annotator for one in queue.votes(1)] == ["ann"]
 
 
 def test_a_late_answer_takes_the_place_that_is_still_free(database: Database) -> None:
@@ -315,6 +345,27 @@ def test_a_repeat_is_for_those_who_have_answered(database: Database) -> None:
     assert len(list(queue.votes(1))) == 10
     with pytest.raises(NotFoundError, match="to repeat"):
         queue.add_items([pair(repeat_of="0" * 16)], round=1, seed=0)
+
+
+def test_a_pair_of_an_earlier_round_is_asked_of_others_first(database: Database) -> None:
+    queue = open_queue(database, "ann", "bob")
+    queue.add_items([pair(1)], round=1, seed=0, overlap=ALONE)
+    vote(queue, "ann", queue.lease("ann", 9)[0])
+    swapped = replace(pair(1), completions=pair(1).completions[::-1], arm="conflict")
+    known = pair("known", gold={"choice": "a"})
+    queue.add_items([swapped, pair(2), pair(3), known], round=2, seed=0, overlap=ALONE)
+    mine = queue.lease("ann", 9)
+    assert {item.prompt.id for item in mine} == {one.prompt.id for one in (pair(2), pair(3), known)}
+    assert queue.lease("ann", 9) == [], "as long as she has others in hand, a colleague may take it"
+    for item in mine:
+        vote(queue, "ann", item)
+    assert [item.prompt.id for item in queue.lease("bob", 1)] == [swapped.prompt.id]
+    queue.release("bob", [item.lease_id for item in queue.held("bob")])
+    (again,) = queue.lease("ann", 9)
+    assert again.prompt.id == swapped.prompt.id, "at last she is asked again: nobody else was there"
+    queue.add_items([known], round=3, seed=0)
+    vote(queue, "ann", again)
+    assert len(queue.lease("ann", 9)) == 1, "a known answer is asked anew in each round"
 
 
 def test_rounds_are_apart_and_close(database: Database) -> None:

@@ -25,7 +25,7 @@ from tests.feedback.vote_strategies import compare
 VOTES = [compare(f"question {i}", choice=c) for i in range(250) for c in ("a", "tie", "both_bad")]
 
 
-@pytest.fixture(params=["0001", "0002"])
+@pytest.fixture(params=["0001", "0002", "0003"])
 def old_url(database_url: str, request: pytest.FixtureRequest) -> str:
     """A database as an older version left it: version 1 had no table of Alembic's; version 2 has upgraded from it."""
     engine = create_engine(database_url)
@@ -125,7 +125,7 @@ def test_an_upgraded_database_is_like_a_new_one(old_url: str, another_url: str) 
                 connection, opts={"compare_type": True, "target_metadata": schema.metadata}
             )
             assert compare_metadata(context, schema.metadata) == []
-            assert context.get_current_revision() == "0003"
+            assert context.get_current_revision() == "0004"
             tables = {
                 name: (
                     [(c["name"], str(c["type"]), c["nullable"]) for c in found.get_columns(name)],

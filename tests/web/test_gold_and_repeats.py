@@ -84,12 +84,13 @@ def test_checks_go_from_the_settings_through_the_loop_to_the_page(asked: Site) -
     assert "repeats judged as before" in page
 
 
-def test_repeats_never_count_twice_in_the_loop(asked: Site) -> None:
+def test_checks_are_no_votes_of_the_loop(asked: Site) -> None:
     judge_all(asked, "ada", 30, honest=True)
     with asked.database.read() as connection:
         answered = connection.execute(select(leases.c.id).where(leases.c.status == "answered")).all()
     assert len(answered) == 24 + 6 + 4
-    assert len(list(asked.queue.votes(1))) == 24 + 4
+    assert len(list(asked.queue.votes(1))) == 24, "neither repeats nor known answers"
+    assert asked.queue.progress(round=1).checks == 6 + 4
 
 
 def test_other_gold_items_make_other_votes(asked: Site) -> None:
