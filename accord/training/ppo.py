@@ -131,10 +131,10 @@ def train_ppo(
                 tokens = int(mask[rows].sum())
                 parts = []
                 for batch in iterate_micro_batches(rollout, old.trunk, rows, cfg.micro_batch_size):
+                    # The roles have no weight in common, so one's graph is gone before the other's is built.
                     logprobs, entropy = compute_token_logprobs(
                         base, policy, batch, sample.temperature, entropy_learns=cfg.ent_coef > 0
                     )
-                    values = compute_token_values(base, critic, batch)
                     old_logprobs = batch.take(old.logprobs)
                     if not steps:
                         log_ratio = compute_log_ratio(logprobs, old_logprobs, batch.mask)
@@ -143,13 +143,13 @@ def train_ppo(
                         logprobs, old_logprobs, batch.take(advantages), batch.mask,
                         clip_range=cfg.clip_range, denominator=tokens,
                     )  # fmt: skip
-                    value_loss = compute_value_loss(
-                        values, batch.take(old.values), batch.take(returns), batch.mask,
-                        clip_range=cfg.value_clip_range, denominator=tokens,
-                    )  # fmt: skip
                     bonus = masked_mean(entropy, batch.mask, tokens)
-                    loss = policy_loss.loss + cfg.vf_coef * value_loss.loss - cfg.ent_coef * bonus
-                    torch.autograd.backward(loss)
+                    torch.autograd.backward(policy_loss.loss - cfg.ent_coef * bonus)
+                    value_loss = compute_value_loss(
+                        compute_token_values(base, critic, batch), batch.take(old.values), batch.take(returns),
+                        batch.mask, clip_range=cfg.value_clip_range, denominator=tokens,
+                    )  # fmt: skip
+                    torch.autograd.backward(cfg.vf_coef * value_loss.loss)
                     losses = {"policy_loss": policy_loss.loss.detach(), "value_loss": value_loss.loss.detach()}
                     parts.append(losses | policy_loss.metrics | value_loss.metrics)
                 step = combine_metrics(gather_metrics(parts))
