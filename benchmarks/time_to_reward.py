@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts")
     parser.add_argument("--split", type=int, default=-1, help="of ours")
     parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
+    parser.add_argument("--critic", choices=["adapter", "head"], default="adapter", help="what learns of our critic")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")
     parser.add_argument("--target", type=float, help="the reward to reach")
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Run every seed of every contestant in turn, then print who arrived when."""
     names = ("model", "dtype", "threads", "iterations", "prompts", "new_tokens", "epochs", "minibatches",
-             "learning_rate", "split", "policy_everywhere")  # fmt: skip
+             "learning_rate", "split", "policy_everywhere", "critic")  # fmt: skip
     fixed = {
         "temperature": 1.0,
         "vf_coef": 0.1,
@@ -126,7 +127,7 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
     reward = as_source(lambda prompt, completion: score(completion.text))
     rows = run_ppo(base, prompts, reward, work, warm_up=0).rows
     return {
-        "name": name_ours(base),
+        "name": name_ours(base, work),
         "contestant": "ours",
         "learning_rate": work["learning_rate"],
         "ended_seconds": [row["ended_seconds"] for row in rows],

@@ -114,10 +114,11 @@ def build_base(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = 
     return base
 
 
-def name_ours(base: Base) -> str:
-    """What a row of ours is called: by its split, and whether the policy keeps to it."""
-    everywhere = "" if base.describe("policy").on_trunk else ", policy on every layer"
-    return f"accord, split {base.split}{everywhere}"
+def name_ours(base: Base, work: Mapping[str, Any]) -> str:
+    """What a row of ours is called: by its split, whether the policy keeps to it, and what learns of the critic."""
+    everywhere = "" if base.describe("policy").on_trunk or not base.split else ", policy on every layer"
+    head = ", critic's head alone" if work.get("critic") == "head" else ""
+    return f"accord, split {base.split}{everywhere}{head}"
 
 
 def draw_head(hidden_size: int) -> Tensor:
@@ -147,6 +148,7 @@ def run_ppo(
         minibatches=work["minibatches"],
         micro_batch_size=work["prompts"] // max(work["micro_batches"], work["minibatches"]),
         learning_rate=work["learning_rate"],
+        critic=work.get("critic", "adapter"),
         critic_learning_rate=work["learning_rate"],
         vf_coef=work["vf_coef"],
         kl_coef=work["kl_coef"],
@@ -189,7 +191,7 @@ def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str
     counted = dict(observer.counter.phases)
     counted["sample"] = count_sampling(base.model.config, work)
     return {
-        "name": name_ours(base),
+        "name": name_ours(base, work),
         "contestant": "ours",
         "matrix_weights": ModelShape.from_config(base.model.config).matrix_weights,
         "split": base.split,

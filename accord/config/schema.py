@@ -247,6 +247,10 @@ class PpoSection(Section):
     micro_batch_size: int = Field(8, ge=1, description="Sequences a forward pass; changes memory and speed only.")
     objective: str = Field("ppo_clip", description="A policy objective by name (accord/losses).")
     learning_rate: float = Field(1e-4, ge=0, description="Of the policy. AdamW, linear to a tenth.")
+    critic: Literal["adapter", "head"] = Field(
+        "adapter",
+        description="What learns of the critic: all of it, or the head alone on states computed once a rollout.",
+    )
     critic_learning_rate: float = Field(1e-4, ge=0, description="Of the critic.")
     clip_range: float = Field(0.2, gt=0, description="epsilon of the clipped ratio.")
     value_clip_range: float = Field(0.2, gt=0, description="epsilon of the clipped value loss.")

@@ -234,7 +234,8 @@ def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
     work.add_reading(sequences * row, own, sequences * new)
     work.add_reading(sequences * row, machine.layers)
     work.add_reading(sequences * row, above)  # the held-out judge, for the curve alone
-    work.add_training(ppo.epochs * sequences * row, above)
+    if ppo.critic == "adapter":
+        work.add_training(ppo.epochs * sequences * row, above)
     work.add_training(ppo.epochs * sequences * row, own, ppo.epochs * sequences * new)
     _count_validations(work, config, machine, ppo.updates // ppo.evaluate_every + 1)
 

@@ -151,14 +151,28 @@ class Base(Roles):
         last: int,
         trunk: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B last"]:
-        """V of the state before each of the last `last` tokens, float32: the head on the state one column earlier.
+        """V of the state before each of the last `last` tokens, float32: the head on `compute_states`.
 
         Raises:
             ModelError: as `compute_logits`, or the role has no head.
         """
+        return self.head(role)(self.compute_states(role, input_ids, attention_mask, last, trunk))
+
+    def compute_states(
+        self,
+        role: str,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        last: int,
+        trunk: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B last H"]:
+        """Hidden states that know all before each of the last `last` tokens: those of one column earlier.
+
+        Raises:
+            ModelError: as `compute_logits`.
+        """
         self._check_last(input_ids, last)
-        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)
-        return self.head(role)(hidden[:, -last - 1 : -1])
+        return self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)[:, -last - 1 : -1]
 
     def compute_scores(
         self,

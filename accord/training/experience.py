@@ -40,12 +40,13 @@ class TokenBatch:
     trunk: Float[Tensor, "b T H"] | None
 
     def take(self, values: Tensor) -> Tensor:
-        """The rows and columns of this batch from a per-token tensor of the whole rollout: (B, C) -> (b, c)."""
+        """The rows and columns of this batch from a per-token tensor of the whole rollout: (B, C, *) -> (b, c, *)."""
         return values[self.rows, : self.mask.shape[1]]
 
     def put(self, target: Tensor, values: Tensor) -> None:
-        """Inverse of `take`: write (b, c) into its place in the rollout's (B, C)."""
-        target[self.rows, : self.mask.shape[1]] = torch.where(self.mask, values.to(target.dtype), 0.0)
+        """Inverse of `take`: write (b, c, *) into its place in the rollout's (B, C, *), 0 where masked."""
+        mask = self.mask.view(*self.mask.shape, *[1] * (values.dim() - 2))
+        target[self.rows, : self.mask.shape[1]] = torch.where(mask, values.to(target.dtype), 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Experience:
 
     logprobs, entropy: of the policy that sampled it, in nats. ref_logprobs: of the reference. values: the
     critic's V before each token. trunk (B, P + C, H) or None: the frozen layers' output, shared by every later pass.
+    critic_states (B, C, H): what the critic's head reads, in the base's dtype, where the head alone learns; else None.
     """
 
     rollout: Rollout
@@ -62,6 +64,7 @@ class Experience:
     entropy: Float[Tensor, "B C"]
     ref_logprobs: Float[Tensor, "B C"]
     values: Float[Tensor, "B C"]
+    critic_states: Float[Tensor, "B C H"] | None = None
 
 
 def take_prompts(prompts: Sequence[Prompt], start: int, count: int, seed: int) -> list[Prompt]:
@@ -148,8 +151,12 @@ def compute_token_logprobs(
     return logprobs, entropy
 
 
-def compute_token_values(base: Base, critic: str, batch: TokenBatch) -> Float[Tensor, "b c"]:
-    """V of the state before each completion token, (b, c) float32."""
+def compute_token_values(
+    base: Base, critic: str, batch: TokenBatch, states: Float[Tensor, "B C H"] | None = None
+) -> Float[Tensor, "b c"]:
+    """V of the state before each completion token, (b, c) float32; from the rollout's `critic_states` where given."""
+    if states is not None:
+        return base.head(critic)(batch.take(states))
     last = batch.mask.shape[1]
     return base.compute_values(critic, batch.input_ids, batch.attention_mask, last, trunk=batch.trunk)
 
@@ -202,6 +209,7 @@ def compute_experience(
     reference: str | None,
     temperature: float,
     micro_batch_size: int,
+    keep_critic_states: bool = False,
 ) -> Experience:
     """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it."""
     trunk = compute_trunk(base, rollout, micro_batch_size)
@@ -215,7 +223,13 @@ def compute_experience(
         trunk=trunk,
     )
     values = torch.zeros_like(logprobs)
+    states = values.new_zeros((*values.shape, base.hidden_size), dtype=base.dtype)
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        batch.put(values, compute_token_values(base, critic, batch))
-    distributed.sum_tensors(values)
-    return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values)
+        hidden = base.compute_states(
+            critic, batch.input_ids, batch.attention_mask, batch.mask.shape[1], trunk=batch.trunk
+        )
+        batch.put(states, hidden)
+        batch.put(values, base.head(critic)(hidden))
+    distributed.sum_tensors(values, states)
+    kept = states if keep_critic_states else None
+    return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values, kept)

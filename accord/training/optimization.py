@@ -23,9 +23,10 @@ BETAS = (0.9, 0.95)
 """AdamW's decay rates. 0.95 forgets the squared gradient in 20 steps: a run here has hundreds of steps, not 100,000."""
 
 
-def build_optimizer(base: Base, role: str, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of `role`, without weight decay."""
-    return build_adamw(base.parameters(role).values(), learning_rate)
+def build_optimizer(base: Base, role: str, learning_rate: float, *, head_only: bool = False) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of `role` or of its head, no weight decay."""
+    learned = base.head(role).parameters() if head_only else base.parameters(role).values()
+    return build_adamw(learned, learning_rate)
 
 
 def build_adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:

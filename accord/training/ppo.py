@@ -88,7 +88,7 @@ def train_ppo(
     )  # fmt: skip
     optimizers = {
         policy: build_optimizer(base, policy, cfg.learning_rate),
-        critic: build_optimizer(base, critic, cfg.critic_learning_rate),
+        critic: build_optimizer(base, critic, cfg.critic_learning_rate, head_only=cfg.critic == "head"),
     }
     state = PpoState.resume(base, reference, optimizers, checkpoint) or PpoState.start(base, reference, judge, cfg)
     resume_source(reward, state.reward)
@@ -105,6 +105,7 @@ def train_ppo(
         old = compute_experience(
             base, rollout, policy=policy, critic=critic, reference=reference,
             temperature=sample.temperature, micro_batch_size=cfg.micro_batch_size,
+            keep_critic_states=cfg.critic == "head",
         )  # fmt: skip
         mask = rollout.completion_mask
         kl = compute_sequence_kl(old.logprobs, old.ref_logprobs, mask)
@@ -146,8 +147,8 @@ def train_ppo(
                     bonus = masked_mean(entropy, batch.mask, tokens)
                     torch.autograd.backward(policy_loss.loss - cfg.ent_coef * bonus)
                     value_loss = compute_value_loss(
-                        compute_token_values(base, critic, batch), batch.take(old.values), batch.take(returns),
-                        batch.mask, clip_range=cfg.value_clip_range, denominator=tokens,
+                        compute_token_values(base, critic, batch, old.critic_states), batch.take(old.values),
+                        batch.take(returns), batch.mask, clip_range=cfg.value_clip_range, denominator=tokens,
                     )  # fmt: skip
                     torch.autograd.backward(cfg.vf_coef * value_loss.loss)
                     losses = {"policy_loss": policy_loss.loss.detach(), "value_loss": value_loss.loss.detach()}

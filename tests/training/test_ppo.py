@@ -111,6 +111,25 @@ def test_micro_batches_change_nothing() -> None:
             torch.testing.assert_close(value, weights[0][name], atol=2e-4, rtol=1e-3)
 
 
+def test_a_head_that_learns_alone_is_the_whole_critic_with_its_adapter_held_still() -> None:
+    ends = {}
+    for what in ("head", "adapter"):
+        base = build()
+        start = {n: torch.linspace(-1, 1, v.numel()).view(v.shape) for n, v in base.state("critic").items()}
+        base.load_state("critic", start)
+        if what == "adapter":
+            for name, parameter in base.parameters("critic").items():
+                if not name.startswith("head."):
+                    parameter.register_hook(torch.zeros_like)
+        train(base, SMALL.model_copy(update={"critic": what}))
+        ends[what] = base.state("policy"), base.state("critic")
+        moved = {name for name, value in base.state("critic").items() if not torch.equal(value, start[name])}
+        assert moved == {"head.weight", "head.bias"}
+    for alone, held in zip(ends["head"], ends["adapter"]):
+        for name, value in alone.items():
+            torch.testing.assert_close(value, held[name], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("heldout", [count_threes, count_others], ids=["a later best", "the start is best"])
 def test_a_killed_run_ends_with_the_same_bits(heldout: RewardSource) -> None:
     base = build()
