@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", type=int, action="append", help="of ours, may be given again (default: 0 and -1)")
     parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
     parser.add_argument("--critic", choices=["adapter", "head"], default="adapter", help="what learns of our critic")
+    parser.add_argument(
+        "--old-logprobs", choices=["trainer", "sampler"], default="trainer", help="whose are the old ones of ours"
+    )
     parser.add_argument("--iterations", type=int, default=3, help="timed, after one that warms up")
     for name, default in (("prompts", 32), ("prompt-tokens", 64), ("new-tokens", 48), ("epochs", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -77,7 +80,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def build_work(arguments: argparse.Namespace) -> dict[str, Any]:
     """What both contestants are told, as JSON."""
     names = ("model", "dtype", "threads", "iterations", "prompts", "prompt_tokens", "new_tokens", "epochs",
-             "micro_batches", "policy_everywhere", "critic")  # fmt: skip
+             "micro_batches", "policy_everywhere", "critic", "old_logprobs")  # fmt: skip
     fixed = {
         "learning_rate": 1e-5,
         "temperature": 1.0,

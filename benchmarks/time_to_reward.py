@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", type=int, default=-1, help="of ours")
     parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
     parser.add_argument("--critic", choices=["adapter", "head"], default="adapter", help="what learns of our critic")
+    parser.add_argument(
+        "--old-logprobs", choices=["trainer", "sampler"], default="trainer", help="whose are the old ones of ours"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")
     parser.add_argument("--target", type=float, help="the reward to reach")
@@ -65,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Run every seed of every contestant in turn, then print who arrived when."""
     names = ("model", "dtype", "threads", "iterations", "prompts", "new_tokens", "epochs", "minibatches",
-             "learning_rate", "split", "policy_everywhere", "critic")  # fmt: skip
+             "learning_rate", "split", "policy_everywhere", "critic", "old_logprobs")  # fmt: skip
     fixed = {
         "temperature": 1.0,
         "vf_coef": 0.1,

@@ -115,10 +115,12 @@ def build_base(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = 
 
 
 def name_ours(base: Base, work: Mapping[str, Any]) -> str:
-    """What a row of ours is called: by its split, whether the policy keeps to it, and what learns of the critic."""
+    """What a row of ours is called: by its split, whether the policy keeps to it, what learns of the critic, and whose
+    logprobs are the old ones."""
     everywhere = "" if base.describe("policy").on_trunk or not base.split else ", policy on every layer"
     head = ", critic's head alone" if work.get("critic") == "head" else ""
-    return f"accord, split {base.split}{everywhere}{head}"
+    sampler = ", sampler's logprobs" if work.get("old_logprobs") == "sampler" else ""
+    return f"accord, split {base.split}{everywhere}{head}{sampler}"
 
 
 def draw_head(hidden_size: int) -> Tensor:
@@ -149,6 +151,7 @@ def run_ppo(
         micro_batch_size=work["prompts"] // max(work["micro_batches"], work["minibatches"]),
         learning_rate=work["learning_rate"],
         critic=work.get("critic", "adapter"),
+        old_logprobs=work.get("old_logprobs", "trainer"),
         critic_learning_rate=work["learning_rate"],
         vf_coef=work["vf_coef"],
         kl_coef=work["kl_coef"],

@@ -246,6 +246,9 @@ class PpoSection(Section):
     minibatches: int = Field(2, ge=1, description="Optimiser steps a pass.")
     micro_batch_size: int = Field(8, ge=1, description="Sequences a forward pass; changes memory and speed only.")
     objective: str = Field("ppo_clip", description="A policy objective by name (accord/losses).")
+    old_logprobs: Literal["trainer", "sampler"] = Field(
+        "trainer", description="Of the ratio: computed anew by a pass of training's kernels, or as they were sampled."
+    )
     learning_rate: float = Field(1e-4, ge=0, description="Of the policy. AdamW, linear to a tenth.")
     critic: Literal["adapter", "head"] = Field(
         "adapter",

@@ -4,9 +4,10 @@ Implements the data order (prompts shuffled per pass by a derived seed), the one
 reference and value passes over a fresh rollout, and micro-batches trimmed to their longest sequence. Leaves out every
 objective (`accord/losses`) and the loop itself (`ppo`).
 
-The old logprobs are the trainer's own recomputation, not the sampler's: then the ratio of the first pass is exactly
-what the update changed (1 before any update), and no difference of kernels between cached decoding and a full pass
-leaks into the gradient. That the two agree is checked on every rollout (`checks.check_sampler_gap`).
+The old logprobs are the trainer's own recomputation, or by choice the sampler's. Recomputed, the ratio of the first
+pass is exactly what the update changed (1 before any update), and no difference of kernels between cached decoding and
+a full pass leaks into the gradient. The sampler's spare a pass. Either way it is checked on every rollout that the two
+agree (`checks.check_sampler_gap`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -177,26 +179,24 @@ def compute_trunk(base: Base, rollout: Rollout, micro_batch_size: int) -> Float[
 
 
 @torch.no_grad()
-def compute_kl_terms(
+def read_rollout(
     base: Base,
-    role: str,
+    role: str | None,
     rollout: Rollout,
     *,
-    reference: str | None,
     temperature: float,
     micro_batch_size: int,
     trunk: Tensor | None,
-) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B C"]]:
-    """(logprobs, entropy, ref_logprobs) of a rollout's tokens under `role` and `reference`; 0 where masked."""
+) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
+    """(logprobs, entropy) of a rollout's tokens under `role`, None for the frozen base; 0 where masked."""
     shape = rollout.completion_mask.shape
-    logprobs, entropy, ref_logprobs = (torch.zeros(shape, device=base.device) for _ in range(3))
+    logprobs, entropy = (torch.zeros(shape, device=base.device) for _ in range(2))
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        new, spread = compute_token_logprobs(base, role, batch, temperature)
-        old, _ = compute_token_logprobs(base, reference, batch, temperature)
-        for target, value in ((logprobs, new), (entropy, spread), (ref_logprobs, old)):
-            batch.put(target, value)
-    distributed.sum_tensors(logprobs, entropy, ref_logprobs)
-    return logprobs, entropy, ref_logprobs
+        found, spread = compute_token_logprobs(base, role, batch, temperature)
+        batch.put(logprobs, found)
+        batch.put(entropy, spread)
+    distributed.sum_tensors(logprobs, entropy)
+    return logprobs, entropy
 
 
 @torch.no_grad()
@@ -209,19 +209,22 @@ def compute_experience(
     reference: str | None,
     temperature: float,
     micro_batch_size: int,
+    trust_sampler: bool = False,
     keep_critic_states: bool = False,
 ) -> Experience:
-    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it."""
+    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it.
+
+    With `trust_sampler` the policy's logprobs are those it was sampled with, and the entropy is their negative, whose
+    mean over samples is the entropy's: H = E[-log pi(y)].
+    """
     trunk = compute_trunk(base, rollout, micro_batch_size)
-    logprobs, entropy, ref_logprobs = compute_kl_terms(
-        base,
-        policy,
-        rollout,
-        reference=reference,
-        temperature=temperature,
-        micro_batch_size=micro_batch_size,
-        trunk=trunk,
-    )
+    options: dict[str, Any] = {"temperature": temperature, "micro_batch_size": micro_batch_size, "trunk": trunk}
+    if trust_sampler:
+        logprobs = rollout.logprobs.masked_fill(~rollout.completion_mask, 0.0)
+        entropy = -logprobs
+    else:
+        logprobs, entropy = read_rollout(base, policy, rollout, **options)
+    ref_logprobs, _ = read_rollout(base, reference, rollout, **options)
     values = torch.zeros_like(logprobs)
     states = values.new_zeros((*values.shape, base.hidden_size), dtype=base.dtype)
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):

@@ -105,7 +105,7 @@ def train_ppo(
         old = compute_experience(
             base, rollout, policy=policy, critic=critic, reference=reference,
             temperature=sample.temperature, micro_batch_size=cfg.micro_batch_size,
-            keep_critic_states=cfg.critic == "head",
+            trust_sampler=cfg.old_logprobs == "sampler", keep_critic_states=cfg.critic == "head",
         )  # fmt: skip
         mask = rollout.completion_mask
         kl = compute_sequence_kl(old.logprobs, old.ref_logprobs, mask)
@@ -140,6 +140,9 @@ def train_ppo(
                     if not steps:
                         log_ratio = compute_log_ratio(logprobs, old_logprobs, batch.mask)
                         checks.check_first_pass(log_ratio, batch.mask, base.dtype, where=where)
+                        if cfg.old_logprobs == "sampler":
+                            gap = checks.compute_sampler_gap(old_logprobs, logprobs.detach(), batch.mask)
+                            checks.check_sampler_gap(gap, base.dtype, where=where)
                     policy_loss = objective(
                         logprobs, old_logprobs, batch.take(advantages), batch.mask,
                         clip_range=cfg.clip_range, denominator=tokens,

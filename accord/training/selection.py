@@ -18,7 +18,7 @@ from accord.looks import Alarm, Look, Watch
 from accord.models import Base
 from accord.rewards import EnsembleReward, LearnedReward
 from accord.training.checks import check_finite
-from accord.training.experience import compute_kl_terms, compute_trunk
+from accord.training.experience import compute_trunk, read_rollout
 from accord.training.job import MetricRow
 from accord.types import Generator, Prompt, RewardSource, Rollout, derive_seed
 
@@ -60,14 +60,16 @@ class Judge:
             temperature=self.sample.temperature,
         )
         trunk = compute_trunk(self.base, rollout, EVALUATION_BATCH)
-        logprobs, _, ref_logprobs = compute_kl_terms(
-            self.base,
-            self.policy,
-            rollout,
-            reference=self.reference,
-            temperature=self.sample.temperature,
-            micro_batch_size=EVALUATION_BATCH,
-            trunk=trunk,
+        logprobs, ref_logprobs = (
+            read_rollout(
+                self.base,
+                role,
+                rollout,
+                temperature=self.sample.temperature,
+                micro_batch_size=EVALUATION_BATCH,
+                trunk=trunk,
+            )[0]
+            for role in (self.policy, self.reference)
         )
         mask = rollout.completion_mask
         kl = compute_sequence_kl(logprobs, ref_logprobs, mask)

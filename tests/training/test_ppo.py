@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +129,49 @@ def test_a_head_that_learns_alone_is_the_whole_critic_with_its_adapter_held_stil
     for alone, held in zip(ends["head"], ends["adapter"]):
         for name, value in alone.items():
             torch.testing.assert_close(value, held[name], atol=2e-5, rtol=1e-4)
+
+
+def test_the_samplers_logprobs_spare_a_pass_and_change_nothing_in_float32() -> None:
+    ends = {}
+    for source in ("trainer", "sampler"):
+        base = build()
+        passes = count_passes(base, "policy")
+        rows = train(base, SMALL.model_copy(update={"old_logprobs": source}), validation_prompts=()).history[1:]
+        ends[source] = base.state("policy"), rows, passes
+    for name, value in ends["sampler"][0].items():
+        torch.testing.assert_close(value, ends["trainer"][0][name], atol=2e-5, rtol=1e-4)
+    micro_batches = 4  # of 2 sequences each
+    assert len(ends["trainer"][2]) - len(ends["sampler"][2]) == SMALL.updates * micro_batches
+    assert all(row["sampler_gap"] == pytest.approx(1.0, abs=1e-4) for row in ends["sampler"][1])
+    differences = [a["entropy"] - b["entropy"] for a, b in zip(ends["sampler"][1], ends["trainer"][1])]
+    assert all(0 < abs(d) < 0.5 for d in differences), "an estimate from samples beside the entropy itself"
+
+
+def test_a_sampler_of_another_policy_is_caught_where_its_logprobs_are_trusted() -> None:
+    base = build()
+    sampler = Sampler(base, batch_size=8)
+
+    def warm(role: str | None, prompts: Any, **options: Any) -> Rollout:
+        return sampler.generate(role, prompts, **{**options, "temperature": 2.0})
+
+    generator = SimpleNamespace(generate=warm)
+    cfg = SMALL.model_copy(update={"old_logprobs": "sampler"})
+    with pytest.raises(TrainingError, match="ratio is not 1 before any update"):
+        train(base, cfg, generator=generator, validation_prompts=())
+
+
+def count_passes(base: Base, role: str) -> list[str]:
+    """A list that grows by one with every pass of `role` that gives log-probabilities."""
+    passes: list[str] = []
+    compute = base.compute_logprobs
+
+    def count(asked: str | None, *args: Any, **kwargs: Any) -> Any:
+        if asked == role:
+            passes.append(role)
+        return compute(asked, *args, **kwargs)
+
+    base.compute_logprobs = count  # type: ignore[method-assign]
+    return passes
 
 
 @pytest.mark.parametrize("heldout", [count_threes, count_others], ids=["a later best", "the start is best"])
