@@ -1,4 +1,4 @@
-"""The commands init, run, demo, status, report and doctor; import and export stand in `feedback`.
+"""The commands init, run, demo, status, report and doctor; import, export and audit stand in `feedback`.
 
 Each is a few lines that read the settings, call the loop or the vote store, and show what came of it. What is heavy is
 imported inside the command that needs it, so that `accord --help` answers at once.
@@ -20,7 +20,7 @@ from rich.markup import escape
 
 import accord
 from accord import distributed
-from accord.cli.feedback import export_votes, import_votes
+from accord.cli.feedback import audit_votes, export_votes, import_votes
 from accord.cli.lab import lab
 from accord.cli.label import label
 from accord.cli.launching import launch
@@ -293,3 +293,4 @@ app.command()(label)
 app.command()(lab)
 app.command("import")(import_votes)
 app.command("export")(export_votes)
+app.command("audit")(audit_votes)

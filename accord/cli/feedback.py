@@ -1,4 +1,4 @@
-"""The commands import and export: people's votes into the project and out of it, and how far people agree."""
+"""The commands import, export and audit: people's votes in and out of the project, and whether its log is whole."""
 
 from __future__ import annotations
 
@@ -52,6 +52,16 @@ def export_votes(
     typer.echo(f"{file}: {result.written} rows")
     for kind, count in result.left_out.items():
         typer.echo(f"left out, for the format has no words for it: {kind}, {count}")
+
+
+def audit_votes(folder: Project) -> None:
+    """Replay the log of the project's database and compare every table with what it gives."""
+    store = _open_store(folder)
+    from accord.feedback.replay import audit
+
+    with store:
+        count = audit(store.database)
+    typer.echo(f"{count} events, none missing or changed; replayed they give the rows of every table")
 
 
 def _open_store(folder: Path) -> VoteStore:

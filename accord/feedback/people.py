@@ -82,13 +82,6 @@ class People:
             query = select(credentials.c.password_hash).where(credentials.c.annotator == name)
             return connection.scalar(query)
 
-    def set_password_hash(self, name: str, password_hash: str, *, actor: str, now: datetime | None = None) -> None:
-        """Replaces the person's password hash. The log says that it changed, not what it is."""
-        with self.database.write("password_set", actor, now) as transaction:
-            _require(transaction, name)
-            _write_password(transaction, name, password_hash)
-            transaction.record("password_set", actor, annotator=name)
-
     def change_password(self, name: str, password_hash: str, *, keep_session: str, now: datetime | None = None) -> int:
         """Replaces one's own password hash and closes every session and token but `keep_session` (a token's hash).
         Returns how many were closed. Raises NotFoundError for a stranger.

@@ -1,20 +1,22 @@
 """From the audit log alone to the whole state: the rows of every event, in order, into an empty database.
 
-Implements replaying, and a digest of each table to compare with. The texts, which the log names by their hash, come
-along as they are; password hashes do not (see `log`), so after a restore people are invited again.
+Implements replaying, and the audit: the log is whole, and replayed it gives the tables that are there. The texts, which
+the log names by their hash, come along as they are; password hashes do not (see `log`), so after a restore people are
+invited again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
 from accord.errors import WorkspaceError
 from accord.feedback import schema
-from accord.feedback.database import Database
+from accord.feedback.database import Database, open_database
+from accord.feedback.digests import compute_table_digests
 from accord.feedback.log import UNLOGGED, Event, Transaction, read_events
 from accord.feedback.queue_schema import events
 from accord.feedback.texts import BATCH_TEXTS
@@ -27,7 +29,12 @@ def replay(source: Database, target: Database) -> int:
 
     Raises WorkspaceError where `target` is not empty, or the log is damaged.
     """
-    with source.read() as reading, target.write("replayed", "accord") as transaction:
+    with source.read() as reading:
+        return _replay(reading, target)
+
+
+def _replay(reading: Connection, target: Database) -> int:
+    with target.write("replayed", "accord") as transaction:
         if transaction.execute(select(events.c.number).limit(1)).first() is not None:
             raise WorkspaceError("the database to replay into is not empty", mend="give a new one")
         for table in (schema.prompts, schema.completions):
@@ -42,16 +49,25 @@ def replay(source: Database, target: Database) -> int:
     return count
 
 
-def compute_table_digests(connection: Connection) -> dict[str, str]:
-    """SHA-256 of the rows of each table in the order of its key, by the table's name; password hashes are left out."""
-    digests = {}
-    for table in schema.metadata.sorted_tables:
-        if table.name not in NOT_COMPARED:
-            digest = hashlib.sha256()
-            for row in connection.execute(select(table).order_by(*table.primary_key.columns)):
-                digest.update(json.dumps(list(row), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            digests[table.name] = digest.hexdigest()
-    return digests
+def audit(database: Database) -> int:
+    """Replays the log into a temporary database and compares every table; returns how many events the log has.
+
+    Raises WorkspaceError where the log is damaged, or a table has rows that the log does not give.
+    """
+    compared = [table for table in schema.metadata.sorted_tables if table.name not in NOT_COMPARED]
+    with tempfile.TemporaryDirectory() as folder, open_database(Path(folder) / "replayed.db") as target:
+        with database.read() as here:  # one moment, whatever others write meanwhile
+            count = _replay(here, target)
+            stored = compute_table_digests(here, compared)
+        with target.read() as there:
+            replayed = compute_table_digests(there, compared)
+    if different := sorted(name for name in stored if stored[name] != replayed[name]):
+        raise WorkspaceError(
+            f"the log does not give the rows of {', '.join(different)}",
+            where=database.url_shown,
+            mend="somebody changed the database by other means than Accord; restore a backup",
+        )
+    return count
 
 
 def _apply(transaction: Transaction, event: Event) -> None:

@@ -1,14 +1,12 @@
-"""From an older Accord's schema to the present one: a backup first, then Alembic's steps, then a check of the votes.
+"""From an older Accord's schema to the present one: a backup first, then Alembic's steps, then a check of every row.
 
-Implements both databases in one transaction each: either the new schema is there with the same votes, or the old one.
+Implements both databases in one transaction each: either the new schema is there with the same rows, or the old one.
 SQLite's backup is a file beside the database, PostgreSQL's a schema of copied tables in the same database. Leaves out
 going back: open the backup with the Accord that wrote it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -16,37 +14,34 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, inspect, text
 
 from accord.errors import WorkspaceError
-from accord.feedback import schema
+from accord.feedback.digests import compute_table_digests, read_tables
 from accord.feedback.queue_schema import CREATE_ALEMBIC_VERSION
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-# The columns that version 1 had: what must be the same after every upgrade.
-KEPT = (
-    (schema.votes, [column.name for column in schema.votes.c]),
-    (schema.vote_completions, [column.name for column in schema.vote_completions.c]),
-    (schema.prompts, [column.name for column in schema.prompts.c]),
-    (schema.completions, [column.name for column in schema.completions.c]),
-)
+VERSIONS = ("schema_version", "alembic_version")
+"""The tables that an upgrade is meant to change."""
 
 
 def upgrade(connection: Connection, version: int, path: Path | None) -> None:
     """Brings the schema of `version` up to date, within the transaction of `connection`, to which all writers wait.
 
-    path: the SQLite file. Raises WorkspaceError where the backup cannot be written, or a vote would not be the same
-    afterwards; then nothing has changed.
+    path: the SQLite file. Raises WorkspaceError where the backup cannot be written, or a row of a table that was there
+    would not be the same afterwards, in all columns that it had; then nothing has changed.
     """
     back_up(connection, version, path)
-    before = compute_votes_digest(connection)
+    tables = read_tables(connection, leave_out=VERSIONS)
+    before = compute_table_digests(connection, tables)
     if not inspect(connection).has_table("alembic_version"):
         connection.execute(text(CREATE_ALEMBIC_VERSION))
         connection.execute(text(f"INSERT INTO alembic_version VALUES ('{version:04d}')"))
     command.upgrade(build_alembic_config(connection), "head")
-    if compute_votes_digest(connection) != before:
+    after = compute_table_digests(connection, tables)
+    if changed := sorted(name for name in before if before[name] != after[name]):
         raise WorkspaceError(
-            "the upgrade would change stored votes, so it was not made",
+            f"the upgrade would change rows of {', '.join(changed)}, so it was not made",
             mend="use the Accord that wrote the database, and report this",
         )
 
@@ -69,17 +64,6 @@ def back_up(connection: Connection, version: int, path: Path | None) -> str:
     for table in inspect(connection).get_table_names():
         connection.execute(text(f'CREATE TABLE "{name}"."{table}" AS TABLE "{table}"'))
     return name
-
-
-def compute_votes_digest(connection: Connection) -> str:
-    """SHA-256 over every row of votes and texts, each in the order of its key, as JSON."""
-    digest = hashlib.sha256()
-    for table, names in KEPT:
-        query = select(*(table.c[name] for name in names)).order_by(*table.primary_key.columns)
-        for row in connection.execute(query.execution_options(yield_per=2000)):
-            digest.update(json.dumps(list(row), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            digest.update(b"\n")
-    return digest.hexdigest()
 
 
 def build_alembic_config(connection: Connection) -> Config:

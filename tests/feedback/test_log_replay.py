@@ -10,11 +10,12 @@ from accord.errors import DataError, WorkspaceError
 from accord.feedback import schema
 from accord.feedback.adjudication import Verdict, adjudicate
 from accord.feedback.database import Database, open_database
+from accord.feedback.digests import compute_table_digests
 from accord.feedback.guidelines import Guidelines
 from accord.feedback.items import Overlap
 from accord.feedback.log import read_events
 from accord.feedback.people import People
-from accord.feedback.replay import compute_table_digests, replay
+from accord.feedback.replay import NOT_COMPARED, audit, replay
 from accord.feedback.store import VoteStore
 from tests.feedback.labelling import NOON, later, new_id, open_queue, pair, vote
 from tests.feedback.vote_strategies import compare
@@ -42,7 +43,7 @@ def live_a_little(database: Database) -> None:
         writer.add([compare(f"question {i}") for i in range(900)])
         writer.record_import(file="f.jsonl", sha256="0", format="votes", read=900, added=900, rejected=0)
     Guidelines(database).publish("be fair", author="ann", now=NOON)
-    people.set_password_hash("ann", "a hash", actor="ann")
+    people.change_password("ann", "a hash", keep_session="")
     people.invite("one", role="annotator", expires_at=later(60), actor="ann", now=NOON)
     people.accept("one", "dee", password_hash="a hash", now=NOON)
     people.invite("two", role="annotator", expires_at=later(60), actor="ann", now=NOON)
@@ -76,10 +77,12 @@ def live_a_little(database: Database) -> None:
 
 def test_the_log_alone_gives_equal_tables(database: Database, tmp_path: Path) -> None:
     live_a_little(database)
+    assert audit(database) > 40
     with open_database(tmp_path / "replayed.db") as target:  # from PostgreSQL too: rows are rows
         count = replay(database, target)
         with database.read() as here, target.read() as there:
-            expected, found = compute_table_digests(here), compute_table_digests(there)
+            tables = [table for table in schema.metadata.sorted_tables if table.name not in NOT_COMPARED]
+            expected, found = compute_table_digests(here, tables), compute_table_digests(there, tables)
             empty = {
                 table.name for table in schema.metadata.sorted_tables if here.execute(table.select()).first() is None
             }
@@ -89,6 +92,17 @@ def test_the_log_alone_gives_equal_tables(database: Database, tmp_path: Path) ->
             assert there.execute(text("SELECT count(*) FROM credentials")).scalar() == 0
         with pytest.raises(WorkspaceError, match="not empty"):
             replay(database, target)
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE items SET answered = answered + 1", "UPDATE leases SET surplus = NOT surplus"]
+)
+def test_an_audit_finds_rows_that_the_log_does_not_give(database: Database, statement: str) -> None:
+    live_a_little(database)
+    with database.engine.begin() as connection:
+        connection.execute(text(statement))
+    with pytest.raises(WorkspaceError, match=f"rows of {'items' if 'items' in statement else 'leases'}"):
+        audit(database)
 
 
 def test_every_kind_of_change_is_an_event_with_its_actor(database: Database) -> None:
