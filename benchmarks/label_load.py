@@ -2,8 +2,9 @@
 
 `python -m benchmarks.label_load` serves a project with `accord label`, on SQLite and on a PostgreSQL of its own, and
 prints a table. Annotators go through the HTTP API as the labelling page does: lease, think, answer, send again until it
-is acknowledged; some walk away from what they hold, so that leases run out. What was acknowledged is then looked for in
-the database. Leaves out the browser (tests) and the store by itself (`label_queue`).
+is acknowledged. Some walk away from what they hold, so that leases run out and go to others, and answer one of those
+items after all when they come back. What was acknowledged is then looked for in the database. Leaves out the browser
+(`label_paint`, tests) and the store by itself (`label_queue`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from accord.feedback.items import Overlap
 from accord.feedback.log import read_events
 from accord.feedback.people import People
 from accord.feedback.queue import Queue
-from accord.feedback.queue_schema import answers, items
+from accord.feedback.queue_schema import answers, items, leases
 from accord.feedback.schema import votes
 from accord.web.site import hash_secret
 from benchmarks.label_queue import build_item, describe
@@ -64,6 +65,8 @@ class Load:
     seconds: float = 120.0
     think_seconds: float = 1.0
     kill_seconds: float = 0.0
+    walk_away: float = WALK_AWAY
+    lease_seconds: int = LEASE_SECONDS
 
 
 @dataclass
@@ -110,6 +113,8 @@ class Annotator:
     port: int
     deadline: float
     think_seconds: float
+    walk_away: float = WALK_AWAY
+    lease_seconds: int = LEASE_SECONDS
     acknowledged: list[tuple[str, str]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
@@ -124,14 +129,15 @@ class Annotator:
             if not held:
                 time.sleep(self.think_seconds)
             while held:
-                away = stream.random() < WALK_AWAY
-                pause = 2 * LEASE_SECONDS if away else stream.expovariate(1.0 / self.think_seconds)
+                away = stream.random() < self.walk_away
+                pause = 2 * self.lease_seconds if away else stream.expovariate(1.0 / self.think_seconds)
                 time.sleep(max(0.0, min(pause, self.deadline - time.monotonic())))
                 if time.monotonic() > self.deadline:
                     return
-                if away:
+                if away:  # what is on the screen is still answered, late; the rest is somebody else's by now
+                    self._answer(held[0])
                     break
-                if time.monotonic() > renewed + LEASE_SECONDS / 3:
+                if time.monotonic() > renewed + self.lease_seconds / 3:
                     self._call("lease", {"count": 0, "have": held})
                     renewed = time.monotonic()
                 self._answer(held.pop(0))
@@ -169,14 +175,17 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it. doubled: votes of one person on one item beyond the first; beyond: items with more standing
-    votes than their overlap; returned: leases that ran out and came back."""
+    """What became of it. doubled: votes of one person on one item beyond the first; beyond: items of which more votes
+    count than their overlap; expired: leases that ran out; returned: of their items, those that were judged all the
+    same; surplus: late votes that are kept and do not count."""
 
     acknowledged: int
     lost: int
     doubled: int
     beyond: int
+    expired: int
     returned: int
+    surplus: int
     kills: int
     refused: int
     seconds: list[float]
@@ -187,7 +196,7 @@ def run(load: Load) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         create_project(project, "tiny")
-        settings = ["label.accounts=always", f"label.lease_seconds={LEASE_SECONDS}"]
+        settings = ["label.accounts=always", f"label.lease_seconds={load.lease_seconds}"]
         if load.url:
             settings.append(f"project.database={load.url}")
         server = Served(project, tuple(part for setting in settings for part in ("--set", setting)))
@@ -211,7 +220,7 @@ def prepare(database: Database, load: Load) -> list[Annotator]:
         people.add(name, actor="benchmark")
         tomorrow = datetime.now(UTC) + timedelta(days=1)
         people.open_session(hash_secret("api", token), name, expires_at=tomorrow)
-        crowd.append(Annotator(name, token, 0, 0.0, load.think_seconds))
+        crowd.append(Annotator(name, token, 0, 0.0, load.think_seconds, load.walk_away, load.lease_seconds))
     return crowd
 
 
@@ -244,21 +253,28 @@ def count(database: Database, crowd: Sequence[Annotator], kills: int) -> Outcome
         given = connection.execute(
             select(answers.c.item_id, votes.c.annotator).join(votes, votes.c.id == answers.c.vote_id)
         ).all()
-        returned = sum(
-            len(rows)
+        held = connection.execute(select(leases.c.id, leases.c.item_id, leases.c.status, leases.c.surplus)).all()
+        expired = [
+            row["id"]
             for event in read_events(connection)
             if event.kind == "leases_expired"
             for _, table, rows in event.changes
             if table == "leases"
-        )
-    by_item, by_person = Counter(row.item_id for row in given), Counter((row.item_id, row.annotator) for row in given)
+            for row in rows
+            if row.get("status") == "expired"
+        ]
+    counted = Counter(row.item_id for row in held if row.status == "answered" and not row.surplus)
+    by_person = Counter((row.item_id, row.annotator) for row in given)
+    item_of = {row.id: row.item_id for row in held}
     acknowledged = [vote for one in crowd for vote, _ in one.acknowledged]
     return Outcome(
         acknowledged=len(acknowledged),
         lost=len(set(acknowledged) - stored) + len(acknowledged) - len(set(acknowledged)),
         doubled=sum(number - 1 for number in by_person.values()),
-        beyond=sum(number > overlaps[item] for item, number in by_item.items()),
-        returned=returned,
+        beyond=sum(number > overlaps[item] for item, number in counted.items()),
+        expired=len(expired),
+        returned=sum(counted[item_of[lease]] > 0 for lease in expired),
+        surplus=sum(row.surplus for row in held),
         kills=kills,
         refused=sum(one.refused for one in crowd),
         seconds=[seconds for one in crowd for seconds in one.seconds],
@@ -272,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run")
     parser.add_argument("--think", type=float, default=1.0, help="mean seconds between a person's answers")
+    parser.add_argument("--walk-away", type=float, default=WALK_AWAY, help="P(a person goes away instead of answering)")
+    parser.add_argument("--lease", type=int, default=LEASE_SECONDS, help="seconds until what they hold goes to others")
     parser.add_argument("--kill-every", type=float, nargs="+", default=[10.0, 0.0], help="seconds; 0: left alone")
     options = parser.parse_args(arguments)
     rows = []
@@ -279,13 +297,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with start_postgres(durable=True) if kind == "postgresql" else nullcontext() as postgres:
             for kill_seconds in options.kill_every:
                 url = postgres.create_database() if postgres else None
-                found = run(Load(url, options.people, options.seconds, options.think, kill_seconds))
-                times = describe(found.seconds)[:2]
-                told = [found.acknowledged, found.lost, found.doubled, found.beyond, found.returned]
-                rows.append([kind, found.kills, *told, found.acknowledged / options.seconds, *times])
+                load = Load(url, options.people, options.seconds, options.think, kill_seconds)
+                found = run(replace(load, walk_away=options.walk_away, lease_seconds=options.lease))
+                told = [found.acknowledged, found.lost, found.doubled, found.beyond]
+                told += [found.expired, found.returned, found.surplus]
+                rows.append([kind, found.kills, *told, *describe(found.seconds)[:2]])
                 print(rows[-1], file=sys.stderr, flush=True)
-    heads = ["", "kills", "acknowledged", "lost", "doubled", "beyond overlap", "leases returned", "votes/s"]
-    print(format_table([*heads, "median ms", "p99 ms"], rows))
+    heads = ["", "kills", "acknowledged", "lost", "doubled", "beyond overlap", "leases run out", "judged after all"]
+    print(format_table([*heads, "surplus", "median ms", "p99 ms"], rows))
 
 
 if __name__ == "__main__":

@@ -202,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 server = f"each call {slow_ms:.0f} ms slower" if slow_ms else "as it is"
                 rows.append([screen, server, len(found.milliseconds), found.empty, *found.quantiles])
                 print(rows[-1], file=sys.stderr, flush=True)
-    print(format_table(["screen", "server", "keys", "next item was missing", "median ms", "p95 ms", "longest ms"], rows))
+    heads = ["screen", "server", "keys", "next item was missing", "median ms", "p95 ms", "longest ms"]
+    print(format_table(heads, rows))
 
 
 if __name__ == "__main__":
