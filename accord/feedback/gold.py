@@ -5,11 +5,11 @@ Implements the reader. Leaves out asking (`items`: everybody is asked once) and 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from accord.errors import DataError
+from accord.feedback.importing.rows import parse_rows
 from accord.feedback.items import ItemKind, NewItem
 from accord.feedback.records import parse_completion, parse_prompt
 from accord.types import Prompt
@@ -22,36 +22,18 @@ ARM = "gold"
 def read_gold_file(path: Path) -> list[NewItem]:
     """Items of a .jsonl file: `prompt` and `completions` as in a votes file, and one of `choice`, `ranks`, `rating`.
 
-    A prompt that is a bare string is one turn of a user. Raises DataError where the file cannot be read or a line is no
+    A prompt that is a bare string is one turn of a user. Raises DataError where there is no such file or a line is no
     such item; it names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"the gold items cannot be read: {error}", where=str(path), mend="name a .jsonl file in label.gold"
-        ) from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(parse_gold(json.loads(line)))
-            except (ValueError, DataError) as error:
-                message = error.message if isinstance(error, DataError) else str(error)
-                raise DataError(
-                    f"not a gold item: {message}",
-                    where=f"{path}:{number}",
-                    mend='write {"prompt": "...", "completions": ["...", "..."], "choice": "a"}',
-                ) from error
-    if not found:
-        raise DataError("no gold items", where=str(path), mend="write one a line, or leave label.gold empty")
-    return found
+    if not path.is_file():
+        raise DataError("the gold items cannot be read: no such file", where=str(path), mend="check label.gold")
+    return parse_rows(
+        path, parse_gold, what="gold item", mend='{"prompt": "...", "completions": ["...", "..."], "choice": "a"}'
+    )
 
 
-def parse_gold(row: Any) -> NewItem:
+def parse_gold(row: dict[str, Any]) -> NewItem:
     """One item with its known answer. Raises DataError where it is none."""
-    if not isinstance(row, dict):
-        raise DataError("not an object")
     if unknown := sorted(set(row) - set(FIELDS)):
         raise DataError(f"unknown field {unknown[0]!r}", mend=f"use {', '.join(FIELDS)}")
     answers = [name for name in KIND_OF_ANSWER if row.get(name) is not None]

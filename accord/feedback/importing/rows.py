@@ -12,10 +12,10 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn, TypeVar, cast
 
 from accord.errors import DataError
 
@@ -24,6 +24,8 @@ KEPT_BYTES = 1000  # of a line that is too long: its place in the file is kept, 
 PARQUET_BATCH_ROWS = 256
 GZIP_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"PAR1"
 DISK_DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "state.json")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,26 @@ def read_rows(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[S
             yield from _read_parquet(file)
         else:
             yield from _read_lines(file, max_line_bytes)
+
+
+def parse_rows(path: Path, parse: Callable[[dict[str, Any]], T], *, what: str, mend: str) -> list[T]:
+    """`parse` of every row of a file in which each must be good. what: the word for one; mend: how one is written.
+
+    Raises DataError where the file cannot be read, has no rows, or a row is broken or refused by `parse` (with a
+    DataError, ValueError, KeyError or TypeError); it names file and line.
+    """
+    found = []
+    for row in read_rows(path):
+        try:
+            if row.value is None:
+                raise DataError(row.reason or "not a row")
+            found.append(parse(row.value))
+        except (DataError, ValueError, KeyError, TypeError) as error:
+            message = error.message if isinstance(error, DataError) else str(error)
+            raise DataError(f"not a {what}: {message}", where=f"{row.path}:{row.line}", mend=mend) from error
+    if not found:
+        raise DataError(f"no {what}s", where=str(path), mend=f"write one a line: {mend}")
+    return found
 
 
 def open_lines(path: Path) -> IO[bytes]:
