@@ -72,7 +72,7 @@ class AlarmSection(Section):
 class GuardedRewardSection(Section):
     """One more reward that a new policy must not lose."""
 
-    name: str = Field(description="A text reward by name (docs/rewards.md).")
+    name: str = Field(description="A text reward by name (docs/rewards.md), or `even_handed`.")
     margin: float = Field(0.05, ge=0, description="Worsening of its mean that is borne, in the reward's own unit.")
 
 

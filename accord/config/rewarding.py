@@ -19,7 +19,7 @@ PROXY = "proxy"
 class SourceSection(Section):
     """One source of the mixed reward: a weight, a bound that its mean must reach, or both."""
 
-    name: str = Field(description="`proxy`, the reward model; or a text reward by name (docs/rewards.md).")
+    name: str = Field(description="`proxy`, the reward model; a text reward by name (docs/rewards.md); `even_handed`.")
     weight: float = Field(1.0, description="What a point of it is worth; 0: it is only held to its bound, and drawn.")
     at_least: float | None = Field(
         None, description="The mean over each rollout that it must reach; a Lagrange multiplier sees to it."
@@ -27,7 +27,17 @@ class SourceSection(Section):
 
 
 class RewardSection(Section):
-    """The mixed reward. Without sources the proxy alone is optimised."""
+    """Whom the policy serves, and the mixed reward. Without sources the proxy alone is optimised."""
+
+    serve: str = Field(
+        "common",
+        description="Whose reward: `common`, the reward model of all votes; `average`, the mean over annotators, each "
+        "counted once; `worst_off`, the least over them; or one annotator by name. Proxy and judge alike: "
+        "docs/personal.md.",
+    )
+    people: bool = Field(
+        False, description="Learn where annotators differ and tell it in the report, even where `serve` is `common`."
+    )
 
     combine: Literal["weighted", "worst"] = Field(
         "weighted",

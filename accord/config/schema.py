@@ -67,6 +67,11 @@ class PromptsSection(Section):
     limit: int = Field(0, ge=0, description="Use at most so many training prompts; 0: all.")
     evaluation_limit: int = Field(0, ge=0, description="Use at most so many evaluation prompts; 0: all.")
     max_tokens: int = Field(256, ge=8, description="Longer prompts are left out, and the count is reported.")
+    probes: tuple[Literal["bias", "limits"], ...] = Field(
+        (),
+        description="Prompts added on both sides, others on each, of which a reward of their own speaks: `bias` "
+        "(`even_handed`), `limits` of knowledge (`knows_limits`): docs/mixture.md.",
+    )
 
 
 class SampleSection(Section):
@@ -108,8 +113,8 @@ class SelectionSection(Section):
     strategy: str = Field(
         "random",
         description="Which come first, by name: `random`; `uncertain`: the last round's reward models disagree; "
-        "`conflict`: they contradict people's votes; `coverage`: prompts with the fewest votes. Round 1 has no reward "
-        "model yet: there `uncertain` and `conflict` are `random`.",
+        "`conflict`: they contradict people's votes; `coverage`: prompts with the fewest votes; `taste`: they tell "
+        "most of what sets an annotator apart. Round 1 has no reward model yet: there all but `coverage` are `random`.",
     )
     random_share: float = Field(
         0.2, gt=0, le=1, description="Share drawn at random whatever the strategy, so that the choice can be corrected."
@@ -349,6 +354,12 @@ class Config(Section):
             raise ValueError(
                 'prompts.train = "votes" needs feedback.source = "votes": other annotators need prompts first'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _taste_needs_people(self) -> Config:
+        if self.selection.strategy == "taste" and not self.reward.people and self.reward.serve == "common":
+            raise ValueError('selection.strategy = "taste" needs reward.people = true')
         return self
 
     @model_validator(mode="after")

@@ -5,14 +5,11 @@ Implements sentences from the numbers of report.json. Leaves out the decisions t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from accord.evaluation.verdict import Finding, Tone
+from accord.evaluation.verdict import Finding, Report, Tone
 from accord.evaluation.wording import NOT_MEASURED, say_estimate, say_number, say_percent, say_seconds
-
-Report = Mapping[str, Any]
 
 MEASURE_NAMES = {"toxicity": "Toxicity", "refusal": "Share of answers that refuse", "length_tokens": "Length, tokens"}
 ALARM_TITLES = {

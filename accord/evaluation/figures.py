@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accord.evaluation.verdict import Report
 from accord.evaluation.wording import say_number
 
-Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 Trace = dict[str, Any]
 

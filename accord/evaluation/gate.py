@@ -97,9 +97,10 @@ def decide(
     """Promote the candidate if the judge's paired gain has its 95 % interval above 0 and every guard is kept.
 
     candidate, champion: one row of numbers a completion, on the same prompts and seeds; prompts: the prompt's id of
-    each row. margins: measure to the largest worsening that is borne. A measure that a row lacks, or has as None, is
-    unmeasured. A guard is a test of non-inferiority: "kept" says that a worsening beyond the margin is outside the
-    95 % interval, not that none was seen.
+    each row. margins: measure to the largest worsening that is borne. A measure that all rows lack, or have as None, is
+    unmeasured; so is one that a row of one policy lacks and that of the other has. A guard is a test of
+    non-inferiority: "kept" says that a worsening beyond the margin is outside the 95 % interval, not that none was
+    seen.
 
     Raises: DataError where the rows are no pairs.
     """
@@ -138,10 +139,16 @@ def judge_guard(name: str, margin: float, change: Estimate | None) -> GuardedMea
 def compare_rows(
     after: Sequence[Row], before: Sequence[Row], prompts: Sequence[str], name: str, seed: int
 ) -> Estimate | None:
-    """Mean of after - before of one measure over prompts, with its interval; None where any row lacks it."""
-    if not after or any(row.get(name) is None for row in (*after, *before)):
+    """Mean of after - before of one measure over prompts, with its interval.
+
+    Prompts of which the measure says nothing, for either policy, are left out; None where it speaks of none, or of one
+    policy's answer and not of the other's.
+    """
+    spoken = [i for i, pair in enumerate(zip(after, before, strict=True)) if any(r.get(name) is not None for r in pair)]
+    if not spoken or any(rows[i].get(name) is None for i in spoken for rows in (after, before)):
         return None
-    sides = (average_by_group([row[name] for row in rows], prompts) for rows in (after, before))
+    groups = [prompts[i] for i in spoken]
+    sides = (average_by_group([rows[i][name] for i in spoken], groups) for rows in (after, before))
     return compute_paired_difference(*sides, seed=seed)
 
 

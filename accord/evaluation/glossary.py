@@ -23,6 +23,7 @@ GLOSSARY: dict[str, str] = {
     "heldout_reward_model": (
         "Report card of the judge: a reward model fitted on other prompts' votes, which training never sees."
     ),
+    "people": "Where annotators differ from the common reward model, and whom the policy serves; null where not asked.",
     "policy": "The model being trained: how its training went, or what it answered.",
     "evaluation": "Policy, reference and best-of-n on prompts nobody trained on, sampled with the same seeds.",
     "gate": "Whether the new policy took the place of the one before, and why.",
@@ -71,6 +72,15 @@ GLOSSARY: dict[str, str] = {
     "agreement_within": "On anchor pairs: chance that two votes of round 1 agree.",
     "drift": "agreement_across less agreement_within, pair by pair; 0 without drift.",
     "drifted": "True where the whole interval of drift lies below 0: annotators judge otherwise than in round 1.",
+    # Where people differ
+    "serve": "Whose reward was optimised and judged by: common, average, worst_off, or an annotator.",
+    "tastes": "Directions in which annotators differ, as many as votes held back bear out; 0: one reward fits all.",
+    "test_votes": "An annotator's votes on prompts that nothing was fitted on; ties left out.",
+    "common_accuracy": "Share of test votes that the common reward model predicts.",
+    "personal_accuracy": "Share of test votes that are predicted with what sets the annotator apart.",
+    "apart": "True where an annotator differs from the common model beyond chance (95 %).",
+    "trait": "What goes most with an annotator's difference, a text reward by name; null where nobody differs.",
+    "correlation": "Of that trait with the difference, over answers; above 0: liked more than by others.",
     # Reward models
     "members": "Reward models in the ensemble.",
     "combine": "How the members' scores become one: mean, worst, variance_penalised or weight_average.",

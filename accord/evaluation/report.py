@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib import resources
 from typing import Any
@@ -30,12 +30,11 @@ from accord.evaluation.defence import (
     say_power,
     tabulate_rounds,
 )
+from accord.evaluation.differences import judge_differences, list_differences
 from accord.evaluation.figures import build_curves, build_distance_figures, build_reward_figures
 from accord.evaluation.glossary import GLOSSARY
 from accord.evaluation.lineage import draw_lineage, read_lineage
-from accord.evaluation.verdict import judge_headline, list_agreement, list_cards, list_checks
-
-Report = Mapping[str, Any]
+from accord.evaluation.verdict import Report, judge_headline, list_agreement, list_cards, list_checks
 
 SIDE_NAMES = {"reference": "Reference (before)", "best_of_n": "Best of n", "policy": "Policy (after)"}
 
@@ -122,6 +121,8 @@ def render_report(report: Report) -> str:
         compared=_compare_sides(evaluation),
         diversity=DIVERSITY,
         reward_cards=_list_reward_cards(report),
+        differing=judge_differences(report),
+        differences=list_differences(report),
         card_estimates=CARD_ESTIMATES,
         card_numbers=CARD_NUMBERS,
         nodes=read_lineage(report.get("lineage") or ()),

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import hypergeom
 
 from accord.errors import ConfigError, DataError
@@ -26,7 +29,8 @@ class Candidate:
     """A pair that could be asked about.
 
     margins: score(a) - score(b) under each reward model of an ensemble, in logits. human: what people say so far,
-    P(a is better), None where nobody has judged. prompt_votes: how many votes the prompt has so far.
+    P(a is better), None where nobody has judged. prompt_votes: how many votes the prompt has so far. places: where a
+    differs from b on each taste, a direction in which people differ, in standard deviations of people.
     """
 
     prompt: Prompt
@@ -35,6 +39,7 @@ class Candidate:
     margins: tuple[float, ...] = ()
     human: float | None = None
     prompt_votes: int = 0
+    places: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,45 @@ def order_by_coverage(candidates: Sequence[Candidate], seed: int) -> list[int]:
     return _order(candidates, seed, keys)
 
 
+def order_by_taste(candidates: Sequence[Candidate], seed: int) -> list[int]:
+    """Those first whose answers say most of what sets somebody apart: greedy D-optimal design over `places`.
+
+    Where no taste is known all are alike, and their order is random. Raises DataError where a candidate has no margin.
+    """
+    _require_margins(candidates, 1, "taste")
+    order = order_at_random(candidates, seed)
+    tastes = len(candidates[0].places) if candidates else 0
+    places = np.array([candidates[i].places for i in order], dtype=np.float64).reshape(len(order), tastes)
+    margins = np.array([_mean(candidates[i].margins) for i in order])
+    return [order[i] for i in design_questions(margins, places, len(order))]
+
+
+def design_questions(margins: NDArray[np.float64], places: NDArray[np.float64], count: int) -> list[int]:
+    """Indices of `count` of n questions whose answers say most of delta ~ N(0, I), one after the other.
+
+    margins (n,) in logits; places (n, K). An answer is worth log(1 + s (1 - s) d^T C d) / 2 nats to first order, C the
+    covariance so far, s = sigmoid(margin); C is then as if it were answered (the D-optimal design of a logistic
+    regression, Chaloner and Verdinelli 1995). Equals stay in their order.
+    """
+    covariance = np.eye(places.shape[1])
+    weights = expit(margins) * expit(-margins)
+    chosen: list[int] = []
+    for _ in range(min(count, len(margins))):
+        worth = weights * np.einsum("np,pq,nq->n", places, covariance, places)
+        worth[chosen] = -1.0
+        best = int(worth.argmax())
+        chosen.append(best)
+        along = covariance @ places[best]
+        covariance = covariance - np.outer(along, along) * weights[best] / (1 + worth[best])
+    return chosen
+
+
 SELECTORS: dict[str, Callable[[Sequence[Candidate], int], list[int]]] = {
     "random": order_at_random,
     "uncertain": order_by_uncertainty,
     "conflict": order_by_conflict,
     "coverage": order_by_coverage,
+    "taste": order_by_taste,
 }
 
 

@@ -209,6 +209,21 @@ def _count_fit(work: Work, machine: Machine, examples: float, tokens: float, row
     work.add_training(epochs * examples * tokens, machine.layers - machine.split, epochs * examples * rows)
 
 
+def _count_people(work: Work, config: Config, machine: Machine) -> None:
+    """The proxy's people: both answers of its pairs read by the reward model, and by the trunk for their features."""
+    _count_answers(work, config, machine, 1 - config.feedback.heldout_fraction)
+
+
+def _count_heldout_people(work: Work, config: Config, machine: Machine) -> None:
+    _count_answers(work, config, machine, config.feedback.heldout_fraction)
+
+
+def _count_answers(work: Work, config: Config, machine: Machine, share: float) -> None:
+    test = config.reward_model.test_fraction
+    answers = 2 * machine.pairs * (test + (1 - test) * share)
+    work.add_reading(answers * (machine.prompt_tokens + config.sample.max_new_tokens), machine.layers + machine.split)
+
+
 def _count_policy(work: Work, config: Config, machine: Machine) -> None:
     if config.policy.method == "rejection_sampling":
         rejection, new = config.rejection_sampling, config.sample.max_new_tokens
@@ -271,8 +286,8 @@ def _count_evaluation(work: Work, config: Config, machine: Machine) -> None:
 
 
 def _count_selection(work: Work, config: Config, machine: Machine) -> None:
-    """Two reward models read all samples, where the strategy goes by them; in round 1 nothing is read after all."""
-    if config.selection.strategy in ("uncertain", "conflict"):
+    """The samples read twice, where the strategy goes by reward models or tastes; in round 1 nothing after all."""
+    if config.selection.strategy in ("uncertain", "conflict", "taste"):
         row = machine.prompt_tokens + config.sample.max_new_tokens
         work.add_reading(2 * machine.train_prompts * config.sample.completions * row, machine.layers)
 
@@ -284,6 +299,8 @@ COUNTS: dict[str, Callable[[Work, Config, Machine], None]] = {
     "sft": _count_sft,
     "reward_model": _count_proxy,
     "heldout_reward_model": _count_heldout,
+    "people": _count_people,
+    "heldout_people": _count_heldout_people,
     "policy": _count_policy,
     "evaluation": _count_evaluation,
     "gate": _count_gate,

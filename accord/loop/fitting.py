@@ -48,11 +48,25 @@ def fit_heldout(context: RunContext, stage: Stage, draft: Draft) -> None:
 def split_preferences(
     context: RunContext, stage: Stage, part: str
 ) -> tuple[list[Preference], list[Preference], list[Preference]]:
-    """(train, validation, test) of the `proxy` or `heldout` reward model; no prompt is in two of them.
+    """(train, validation, test) of the `proxy` or `heldout` reward model, by `split_prompts`.
 
-    Test pairs are those on evaluation prompts where people voted on any, else a share of the voted prompts. The rest is
+    Test pairs have everyone's votes; those that are fitted on only the part's own annotators'.
+    """
+    fitted, everyone = load_preferences(context, stage, part), load_preferences(context, stage)
+    train, validation, test = split_prompts(context, stage, part)
+
+    def choose(found: list[Preference], ids: set[str]) -> list[Preference]:
+        return [p for p in found if p.prompt.id in ids]
+
+    return choose(fitted, train), choose(fitted, validation), choose(everyone, test)
+
+
+def split_prompts(context: RunContext, stage: Stage, part: str) -> tuple[set[str], set[str], set[str]]:
+    """Ids of the (train, validation, test) prompts of the `proxy` or `heldout` reward model; none is in two of them.
+
+    Test prompts are the evaluation prompts where people voted on any, else a share of the voted prompts. The rest is
     parted into the proxy's and the held-out model's prompts, the same in every round, and each keeps a share of its own
-    for early stopping. Test pairs have everyone's votes; those that are fitted on only the part's own annotators'.
+    for early stopping.
     """
     cfg = context.config
     preferences = load_preferences(context, stage)
@@ -65,14 +79,7 @@ def split_preferences(
     heldout = split_by_prompt(rest, cfg.feedback.heldout_fraction, seed=seed, label="heldout")
     own = [i for i in rest if (i in heldout) == (part == "heldout")]
     validation = split_by_prompt(own, cfg.reward_model.validation_fraction, seed=seed, label=f"{part}-validation")
-    train = set(own) - validation
-
-    fitted = load_preferences(context, stage, part)  # of this part's annotators
-
-    def choose(found: list[Preference], ids: set[str]) -> list[Preference]:
-        return [p for p in found if p.prompt.id in ids]
-
-    return choose(fitted, train), choose(fitted, validation), choose(preferences, test)
+    return set(own) - validation, validation, set(test)
 
 
 def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:

@@ -14,7 +14,8 @@ from accord.evaluation import decide
 from accord.evaluation.gate import compare_rows
 from accord.evaluation.policy import Scorers, score_completions
 from accord.loop.context import RunContext
-from accord.rewards import find_text_reward
+from accord.loop.serving import load_served
+from accord.rewards import find_text_reward, measure_answers
 from accord.types import Completion, Prompt, derive_seed
 from accord.workspace import Draft
 
@@ -54,8 +55,8 @@ def measure_champion(context: RunContext, stage: Stage, rows: Sequence[Mapping[s
     cfg = context.config
     role = context.load_standing("champion", context.parent(stage, "champion"))
     scorers = Scorers(
-        context.load_reward("proxy", context.parent(stage, "proxy")),
-        context.load_reward("heldout", context.parent(stage, "heldout")),
+        load_served(context, stage, "proxy"),
+        load_served(context, stage, "heldout"),
         find_text_reward(cfg.simulation.utility) if cfg.feedback.source == "simulated" else None,
         find_text_reward(cfg.evaluation.toxicity),
     )
@@ -80,10 +81,11 @@ def measure_champion(context: RunContext, stage: Stage, rows: Sequence[Mapping[s
 
 
 def add_measures(rows: Sequence[Row], prompts: Sequence[Prompt], names: Sequence[str]) -> None:
-    """Add the text rewards `names` to rows that hold a completion."""
-    for row, prompt in zip(rows, prompts, strict=True):
-        completion = Completion.from_dict(row["completion"])
-        row.update({name: float(find_text_reward(name)(prompt, completion)) for name in names})
+    """Add the rewards `names` to rows that hold a completion; None where a reward says nothing of the prompt."""
+    completions = [Completion.from_dict(row["completion"]) for row in rows]
+    for name in names:
+        for row, value in zip(rows, measure_answers(name, prompts, completions), strict=True):
+            row[name] = value
 
 
 def list_margins(context: RunContext, before: Sequence[Row]) -> dict[str, float]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accord.config import Config
-from accord.loop import anchoring, asking, fitting, gating, improving, preparing, sampling, sections, selecting
+from accord.loop import anchoring, asking, fitting, gating, improving, preparing, sampling, sections, selecting, serving
 from accord.loop.context import RunContext, resolve_model
 from accord.loop.sections import dump
 from accord.models.size import compute_source_id
+from accord.rewards.personal import COMMON
 from accord.types import derive_seed
 from accord.workspace import Draft, Workspace, compute_key
 
@@ -95,9 +96,22 @@ class _Graph:
         proxy = self.add("reward_model", number, fitting.fit_proxy, fit, grounds)
         heldout = self.add("heldout_reward_model", number, fitting.fit_heldout, fit, grounds)
         self.judged = {"proxy": proxy, "heldout": heldout, "preferences": preferences}
-        self._add_policy(
-            number, {"prompts": self.prompts, "proxy": proxy, "heldout": heldout, "reference": self.reference}
-        )
+        judges = {"prompts": self.prompts, "proxy": proxy, "heldout": heldout, "reference": self.reference}
+        self._add_policy(number, judges | self._add_people(number, grounds, proxy, heldout))
+
+    def _add_people(self, number: int, grounds: Mapping[str, str], proxy: str, heldout: str) -> dict[str, str]:
+        """Where people differ, on top of both reward models, if asked for; returns what a policy that serves needs."""
+        reward, section = self.config.reward, sections.describe_people(self.config)
+        if not reward.people and reward.serve == COMMON:
+            return {}
+        known = {
+            "proxy_people": self.add("people", number, serving.fit_proxy_people, section, {**grounds, "proxy": proxy}),
+            "heldout_people": self.add(
+                "heldout_people", number, serving.fit_heldout_people, section, {**grounds, "heldout": heldout}
+            ),
+        }
+        self.judged["people"] = known["proxy_people"]
+        return {} if reward.serve == COMMON else known
 
     def _add_votes(self, number: int) -> None:
         """The stages up to the votes of a round. Prompts are chosen once, so that none changes sides later on.
@@ -177,6 +191,8 @@ VERSIONS = {
     "sft": 1,
     "reward_model": 1,
     "heldout_reward_model": 1,
+    "people": 1,
+    "heldout_people": 1,
     "policy": 2,
     "evaluation": 1,
     "gate": 1,

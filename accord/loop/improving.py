@@ -13,8 +13,10 @@ from accord.loop.context import RunContext, adapter_folder
 from accord.loop.demonstrating import build_examples, load_demonstrations
 from accord.loop.mixing import mix_sources
 from accord.loop.preparing import load_preferences, load_prompts
+from accord.loop.serving import load_served
 from accord.loop.watching import build_watch, record_watch
 from accord.rewards import EnsembleReward, as_source, find_text_reward
+from accord.rewards.personal import PersonalReward
 from accord.training import TRAINERS, TrainingJob, train_sft
 from accord.types import Prompt
 from accord.workspace import Draft, FolderCheckpoint
@@ -52,10 +54,10 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     cfg, base = context.config, context.base
     prompts = load_prompts(context, stage, "train")
     validation = prompts[: min(cfg.ppo.validation_prompts, len(prompts) // 4)]
-    proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
-    heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
+    proxy, heldout = (load_served(context, stage, part) for part in ("proxy", "heldout"))
     context.forget("policy")
-    ensemble = proxy if isinstance(proxy, EnsembleReward) else None
+    common = proxy.common if isinstance(proxy, PersonalReward) else proxy
+    ensemble = common if isinstance(common, EnsembleReward) else None
     start = context.load_standing("policy", context.parent(stage, "start")) if "start" in stage.parents else None
     if start is None:
         context.add_policy("policy", stage.seed)
@@ -95,8 +97,7 @@ def evaluate(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Policy against reference and best-of-n, on prompts nobody trained on, with the same seeds."""
     cfg, base = context.config, context.base
     gold = find_text_reward(cfg.simulation.utility) if cfg.feedback.source == "simulated" else None
-    proxy = context.load_reward("proxy", context.parent(stage, "proxy"))
-    heldout = context.load_reward("heldout", context.parent(stage, "heldout"))
+    proxy, heldout = (load_served(context, stage, part) for part in ("proxy", "heldout"))
     role = context.load_policy("policy", context.parent(stage, "policy"))
     result = evaluate_policy(
         base,

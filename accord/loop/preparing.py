@@ -6,7 +6,6 @@ statistics of votes (`feedback`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -17,6 +16,7 @@ from accord.config.schema import AnnotatorSection
 from accord.errors import DataError
 from accord.feedback.agreement import compute_agreement
 from accord.feedback.consensus import compute_consensus
+from accord.feedback.importing.rows import parse_rows
 from accord.feedback.records import vote_from_dict, vote_to_dict
 from accord.feedback.simulate import simulate_votes
 from accord.feedback.splits import split_by_prompt
@@ -25,7 +25,7 @@ from accord.loop.demonstrating import keep_demonstrations
 from accord.loop.repeating import Pair, choose_anchors, put_first, read_disputed
 from accord.loop.selecting import read_pairs, trace_votes
 from accord.models.doctor import require_healthy, run_doctor
-from accord.rewards import find_text_reward
+from accord.rewards import PROBES, find_text_reward
 from accord.starter import load_starter_prompts
 from accord.types import Completion, Preference, Prompt, derive_seed
 from accord.workspace import Draft, Workspace
@@ -78,28 +78,15 @@ def read_prompt_file(path: Path) -> list[Prompt]:
     Raises:
         DataError: a line is not such a prompt; it names file and line.
     """
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if "prompt" in row:
-                value = row["prompt"]
-                prompts.append(
-                    Prompt.from_user(value) if isinstance(value, str) else Prompt.from_dict({"messages": value})
-                )
-            else:
-                prompts.append(Prompt.from_dict(row))
-        except (ValueError, KeyError, TypeError, DataError) as error:
-            raise DataError(
-                f"not a prompt: {error}",
-                where=f"{path}:{number}",
-                mend='write {"prompt": "..."} or {"messages": [...]}',
-            ) from error
-    if not prompts:
-        raise DataError("no prompts", where=str(path), mend="write one prompt a line")
-    return prompts
+    return parse_rows(path, _parse_prompt, what="prompt", mend='{"prompt": "..."} or {"messages": [...]}')
+
+
+def _parse_prompt(row: dict[str, Any]) -> Prompt:
+    """A bare string is one turn of a user."""
+    given = row.get("prompt")
+    if isinstance(given, str):
+        return Prompt.from_user(given)
+    return Prompt.from_dict(row if given is None else {"messages": given})
 
 
 def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
@@ -113,18 +100,21 @@ def choose_prompts(context: RunContext, stage: Stage, draft: Draft) -> None:
         evaluation = [p for p in train if p.id in chosen]
     else:
         evaluation = _read_prompts(context, stage, "evaluation")
-    apart = {p.id for p in evaluation}
+    probes = [PROBES[name]() for name in section.probes]  # on top of the limits
+    train_probes, evaluation_probes = ([p for both in probes for p in both[side]] for side in (0, 1))
+    apart = {p.id for p in (*evaluation, *evaluation_probes)}
     train = [p for p in dict.fromkeys(train) if p.id not in apart]
     evaluation = list(dict.fromkeys(evaluation))
     kept_train, kept_evaluation = _short_enough(context, train), _short_enough(context, evaluation)
     draft.summary["left_out_too_long"] = len(train) + len(evaluation) - len(kept_train) - len(kept_evaluation)
-    for name, kept, limit in (
-        ("train", kept_train, section.limit),
-        ("evaluation", kept_evaluation, section.evaluation_limit),
+    for name, kept, limit, added in (
+        ("train", kept_train, section.limit, [p for p in train_probes if p.id not in apart]),
+        ("evaluation", kept_evaluation, section.evaluation_limit, evaluation_probes),
     ):
         kept = sorted(kept, key=lambda p: derive_seed(stage.seed, name, p.id))[: limit or None]
         if not kept:
             raise DataError(f"no {name} prompts are left", where=f"prompts.{name}", mend="raise prompts.max_tokens")
+        kept = list(dict.fromkeys([*kept, *added]))
         draft.write_jsonl(f"{name}.jsonl", [p.to_dict() for p in kept])
         draft.summary[name] = len(kept)
 

@@ -69,6 +69,9 @@ def gather_report(
         "feedback": _gather_feedback(workspace, stages, artifacts),
         "reward_model": _gather_reward_model(artifacts["reward_model"]),
         "heldout_reward_model": _gather_reward_model(artifacts["heldout_reward_model"]),
+        "people": {"serve": config.reward.serve, **artifacts["people"].read_json("people.json")}
+        if "people" in artifacts
+        else None,
         "policy": {
             "method": policy.summary["method"],
             "best_update": policy.summary["best_update"],

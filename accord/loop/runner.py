@@ -30,6 +30,7 @@ from accord.loop.graph import Stage, build_stages
 from accord.loop.reporting import build_report
 from accord.loop.rounds import find_end
 from accord.loop.selecting import explain_choice
+from accord.loop.serving import check_served
 from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
 from accord.rewards import SOURCES, find_text_reward
 from accord.training import TRAINERS
@@ -39,7 +40,9 @@ from accord.workspace import Workspace, append_line
 TOLD = {"votes": ("votes",), "gate": ("promoted", "gain")}
 """What the ledger says of a stage beside its cost: votes spent, and what the round gained by the held-out judge."""
 
-SHARED = {"samples", "sft", "reward_model", "heldout_reward_model", "policy", "evaluation", "gate"}
+SHARED = {
+    "samples", "sft", "reward_model", "heldout_reward_model", "people", "heldout_people", "policy", "evaluation", "gate"
+}  # fmt: skip
 """Kinds that all processes make together. Any other is made by the first one alone, while the others wait."""
 
 
@@ -90,7 +93,7 @@ def check_names(config: Config) -> None:
         ("simulation.utility", config.simulation.utility),
         ("evaluation.toxicity", config.evaluation.toxicity),
         *((f"reward.sources {s.name!r}", s.name) for s in config.reward.sources if s.name not in (PROXY, *SOURCES)),
-        *(("guard.rewards", reward.name) for reward in config.guard.rewards),
+        *(("guard.rewards", reward.name) for reward in config.guard.rewards if reward.name not in SOURCES),
     ):
         try:
             find_text_reward(name)
@@ -105,6 +108,7 @@ def plan(workspace: Workspace, config: Config) -> list[PlannedStage]:
         AccordError: a setting, prompt file or the votes would stop the run.
     """
     check_names(config)
+    check_served(workspace, config)
     stages = build_stages(workspace, config)
     votes = next((stage.section["votes"] for stage in stages if "snapshot" in stage.section), 0)
     waiting = {stage.key for stage in stages if workspace.find(stage.kind, stage.key) is None}
@@ -152,6 +156,7 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
         AccordError: a stage cannot be made; what is finished stays finished.
     """
     check_names(config)
+    check_served(workspace, config)
     threads = distributed.find_threads(config.compute.threads)
     if threads:
         torch.set_num_threads(threads)

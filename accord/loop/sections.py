@@ -13,6 +13,7 @@ from accord.config import Config
 from accord.errors import DataError
 from accord.feedback.store import VoteStore
 from accord.loop import asking, preparing
+from accord.rewards.personal import COMMON
 from accord.types import compute_content_id
 from accord.workspace import Workspace
 
@@ -28,8 +29,14 @@ def describe_policy(config: Config) -> dict[str, Any]:
     method = config.policy.method
     own = {method: dump(getattr(config, method))} if hasattr(config, method) else {}
     section = {"policy": dump(config.policy), "sample": dump(config.sample), "alarm": dump(config.alarm), **own}
-    section["reward"] = dump(config.reward)
+    mixed = {name: value for name, value in dump(config.reward).items() if name not in ("people", "serve")}
+    section["reward"] = mixed | describe_served(config)
     return section | describe_gold(config)
+
+
+def describe_served(config: Config) -> dict[str, Any]:
+    """Whose reward judges, where it is not everybody's."""
+    return {} if config.reward.serve == COMMON else {"serve": config.reward.serve}
 
 
 def describe_gold(config: Config) -> dict[str, Any]:
@@ -39,7 +46,8 @@ def describe_gold(config: Config) -> dict[str, Any]:
 
 def describe_evaluation(config: Config) -> dict[str, Any]:
     """How policies are compared."""
-    return {"evaluation": dump(config.evaluation), "sample": dump(config.sample), **describe_gold(config)}
+    shown = {"evaluation": dump(config.evaluation), "sample": dump(config.sample)}
+    return shown | describe_served(config) | describe_gold(config)
 
 
 def describe_gate(config: Config) -> dict[str, Any]:
@@ -63,6 +71,15 @@ def describe_fit(config: Config) -> dict[str, Any]:
     }
 
 
+def describe_people(config: Config) -> dict[str, Any]:
+    """How votes are parted, as `describe_fit`: what a reward model was not fitted on, its people are tested on."""
+    return {
+        "fractions": [config.reward_model.test_fraction, config.reward_model.validation_fraction],
+        "heldout_fraction": config.feedback.heldout_fraction,
+        "combine": config.reward_model.combine,
+    }
+
+
 def describe_votes(workspace: Workspace, config: Config) -> dict[str, Any]:
     """The votes that are in the database now, as one hash: more votes make another artifact."""
     store = VoteStore(workspace.locate_votes(config.project.database))
@@ -77,6 +94,8 @@ def describe_votes(workspace: Workspace, config: Config) -> dict[str, Any]:
 def describe_prompts(workspace: Workspace, config: Config) -> dict[str, Any]:
     """Settings of the prompts stage, with the hash of each file that it reads."""
     section: dict[str, Any] = {"prompts": dump(config.prompts)}
+    if not config.prompts.probes:
+        del section["prompts"]["probes"]  # what was chosen before there were any stays as it is
     for name in ("train", "evaluation"):
         source = getattr(config.prompts, name)
         if source in ("starter", "votes", "split"):

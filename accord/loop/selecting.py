@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from accord.config import Config
 from accord.feedback.selection import Candidate, select_pairs
 from accord.loop.context import RunContext
+from accord.rewards import EnsembleReward
+from accord.rewards.personal import People
+from accord.training.personal import compute_answer_features, place_pairs
 from accord.types import Completion, Prompt
 from accord.workspace import Draft
 
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
     from accord.loop.graph import Stage
 
 MODELS = ("proxy", "heldout")
-"""The reward models of a round, as stages call them: the ensemble that the rules `uncertain` and `conflict` read. They
-choose what is asked and nothing else; both are fitted anew on what is then answered."""
-NEEDS = {"uncertain": MODELS, "conflict": (*MODELS, "preferences")}
+"""The reward models of a round, as stages call them: with each member of an ensemble they are the committee that the
+rules `uncertain` and `conflict` read. They choose what is asked and nothing else; both are fitted anew on what is then
+answered."""
+NEEDS = {"uncertain": MODELS, "conflict": (*MODELS, "preferences"), "taste": ("proxy", "people")}
 """What a strategy reads of the round before; the others need nothing of it."""
 
 
@@ -38,6 +42,8 @@ def describe_choice(
     if strategy in NEEDS and not judged:
         section["strategy"] = "random"
         return section, {}
+    if strategy in NEEDS and config.reward_model.members > 1:
+        section["members"] = config.reward_model.members
     known = {name: judged[name] for name in NEEDS.get(strategy, ())}
     return section, dict(voted) if strategy == "coverage" else known
 
@@ -134,21 +140,40 @@ def _describe(context: RunContext, stage: Stage, candidates: list[Candidate]) ->
     margins: list[list[float]] = [[] for _ in candidates]
     for name in MODELS:
         if name in stage.parents:
-            for own, margin in zip(margins, _compute_margins(context, stage, name, candidates), strict=True):
-                own.append(margin)
-    return [replace(candidate, margins=tuple(own)) for candidate, own in zip(candidates, margins, strict=True)]
+            for own, added in zip(margins, _compute_margins(context, stage, name, candidates), strict=True):
+                own.extend(added)
+    candidates = [replace(candidate, margins=tuple(own)) for candidate, own in zip(candidates, margins, strict=True)]
+    return _place_on_tastes(context, stage, candidates) if "people" in stage.parents else candidates
 
 
-def _compute_margins(context: RunContext, stage: Stage, name: str, candidates: list[Candidate]) -> list[float]:
-    """score(a) - score(b) of each candidate under one reward model of the round before; each text is scored once."""
+def _place_on_tastes(context: RunContext, stage: Stage, candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates with where their answers differ in taste, and margins in logits, by the last round's people."""
+    people = People.load(context.parent(stage, "people").folder)
+    a, b = (compute_answer_features(context.base, [(c.prompt, getattr(c, side)) for c in candidates]) for side in "ab")
+    places = place_pairs(people, a - b)
+    return [
+        replace(candidate, margins=tuple(people.slope * m for m in candidate.margins), places=tuple(row))
+        for candidate, row in zip(candidates, places.tolist(), strict=True)
+    ]
+
+
+def _compute_margins(context: RunContext, stage: Stage, name: str, candidates: list[Candidate]) -> list[list[float]]:
+    """score(a) - score(b) of each candidate under each member of one reward model of the round before.
+
+    Each text is scored once.
+    """
     texts = dict.fromkeys((c.prompt, answer) for c in candidates for answer in (c.a, c.b))
     context.progress.begin(f"scoring with the last {name} reward model", len(texts), "answers")
     reward = context.load_reward(name, context.parent(stage, name))
-    scores = reward.score_texts([prompt for prompt, _ in texts], [answer for _, answer in texts]).tolist()
+    answers = [prompt for prompt, _ in texts], [answer for _, answer in texts]
+    if isinstance(reward, EnsembleReward):
+        members = reward.score_texts_by_member(*answers)
+    else:
+        members = reward.score_texts(*answers)[None]
     context.forget(name)
     context.progress.advance(len(texts))
-    found = dict(zip(texts, scores, strict=True))
-    return [found[c.prompt, c.a] - found[c.prompt, c.b] for c in candidates]
+    found = dict(zip(texts, members.T.double().tolist(), strict=True))
+    return [[a - b for a, b in zip(found[c.prompt, c.a], found[c.prompt, c.b], strict=True)] for c in candidates]
 
 
 def _name(candidate: Candidate) -> tuple[str, frozenset[str]]:

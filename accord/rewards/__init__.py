@@ -6,13 +6,14 @@ To add a text reward: one file here, one line in `TEXT_REWARDS`, one row in docs
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 
 from accord.errors import ConfigError
 from accord.rewards.best_of_n import choose_best
-from accord.rewards.bias import EvenHanded
+from accord.rewards.bias import EvenHanded, is_bias_probe, part_bias_probes
 from accord.rewards.combine import COMBINATIONS, WEIGHT_AVERAGE
 from accord.rewards.learned import EnsembleReward, LearnedReward, Scorer, load_learned_reward
-from accord.rewards.limits import knows_limits
+from accord.rewards.limits import is_limit_question, knows_limits, part_limit_questions
 from accord.rewards.mixture import Mixture
 from accord.rewards.refusal import refusal
 from accord.rewards.rules import (
@@ -29,7 +30,7 @@ from accord.rewards.rules import (
 from accord.rewards.sources import Scored, as_source, name_parts, resume_source, score_in_parts, steer_source
 from accord.rewards.toxicity import toxicity
 from accord.rewards.utility import demo_utility, harmless, warmth
-from accord.types import RewardSource, TextReward
+from accord.types import Completion, Prompt, TextReward
 
 TEXT_REWARDS: dict[str, TextReward] = {
     "brevity": brevity,
@@ -50,8 +51,31 @@ TEXT_REWARDS: dict[str, TextReward] = {
 """What a setting may name. Higher is better, except for `toxicity` and `refusal`."""
 
 
-SOURCES: dict[str, RewardSource] = {"even_handed": EvenHanded(sentiment)}
-"""Rewards that need a whole rollout; `[[reward.sources]]` may name them beside the text rewards."""
+SOURCES: dict[str, EvenHanded] = {"even_handed": EvenHanded(sentiment)}
+"""Rewards that read answers beside each other; `[reward]` and `[guard]` may name them beside the text rewards."""
+
+PROBES: dict[str, Callable[[], tuple[list[Prompt], list[Prompt]]]] = {
+    "bias": part_bias_probes,
+    "limits": part_limit_questions,
+}
+"""What `prompts.probes` may name: prompts for (training, evaluation) on which a reward of their own says something."""
+
+SPEAKS_OF: dict[str, Callable[[Prompt], bool]] = {"even_handed": is_bias_probe, "knows_limits": is_limit_question}
+"""Rewards that say something of some prompts only, and of which."""
+
+
+def measure_answers(name: str, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+    """The source or text reward `name` of each answer; None where it says nothing of the prompt (`SPEAKS_OF`).
+
+    Raises: ConfigError as `find_text_reward`.
+    """
+    if name in SOURCES:
+        values: list[float] = SOURCES[name].score_texts(prompts, completions).tolist()
+    else:
+        reward = find_text_reward(name)
+        values = [float(reward(*answer)) for answer in zip(prompts, completions, strict=True)]
+    speaks = SPEAKS_OF.get(name, lambda prompt: True)
+    return [value if speaks(prompt) else None for value, prompt in zip(values, prompts, strict=True)]
 
 
 def find_text_reward(name: str, *, where: str | None = None) -> TextReward:
@@ -68,6 +92,7 @@ def find_text_reward(name: str, *, where: str | None = None) -> TextReward:
 
 __all__ = [
     "COMBINATIONS",
+    "PROBES",
     "SOURCES",
     "TEXT_REWARDS",
     "WEIGHT_AVERAGE",
@@ -82,6 +107,7 @@ __all__ = [
     "choose_best",
     "find_text_reward",
     "load_learned_reward",
+    "measure_answers",
     "name_parts",
     "resume_source",
     "score_in_parts",

@@ -153,8 +153,16 @@ class EnsembleReward:
 
     def score_texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Float[Tensor, " B"]:
         """(B,) combined scores of pairs that were not sampled here; raises as `LearnedReward.score_texts`."""
-        rows = score_texts(self.ensemble.base, self._score_batch, prompts, completions, self.batch_size)
-        return self.combine_members(rows).total
+        return self.combine_members(self._score_texts(prompts, completions)).total
+
+    def score_texts_by_member(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> Float[Tensor, "K B"]:
+        """Each member's scores of pairs that were not sampled here; raises as `LearnedReward.score_texts`."""
+        return self._score_texts(prompts, completions)[: len(self.ensemble)]
+
+    def _score_texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Float[Tensor, "R B"]:
+        return score_texts(self.ensemble.base, self._score_batch, prompts, completions, self.batch_size)
 
     def combine_members(self, scores: Float[Tensor, "R B"]) -> Scored:
         """One score from the members' rows, behind which the weight average has a row of its own."""

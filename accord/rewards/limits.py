@@ -49,6 +49,21 @@ _ADMITS = re.compile(
 )
 
 
+def part_limit_questions() -> tuple[list[Prompt], list[Prompt]]:
+    """(training, evaluation) questions: every second one of each kind on either side."""
+
+    def ask(start: int) -> list[Prompt]:
+        chosen = (*tuple(ANSWERABLE)[start::2], *UNANSWERABLE[start::2])
+        return [Prompt.from_user(question) for question in chosen]
+
+    return ask(0), ask(1)
+
+
+def is_limit_question(prompt: Prompt) -> bool:
+    """Whether the last user turn is one of the questions."""
+    return find_request(prompt).strip() in {*ANSWERABLE, *UNANSWERABLE}
+
+
 def admits_not_knowing(completion: Completion) -> bool:
     """Whether the answer says, in English, that it does not or cannot know."""
     return bool(_ADMITS.search(completion.text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))

@@ -1,45 +1,59 @@
 """Personal reward: the common reward model and, for each person, a correction in the directions where people differ.
 
-Implements the scores of one person, of the average over people, and of the worst-off, on the last-token features of a
-fitted reward model; and the people's file. Leaves out fitting the corrections (`training.personal`).
+Implements the features of an answer, the scores of one person, of the average over people, and of the worst-off, and
+the people's file. Leaves out fitting the corrections (`training.personal`).
+
+The features come from the frozen layers that all roles share, not from the reward model: its last state is trained to
+hold one number, the common score, and where people disagree their votes cancel and teach it nothing. The mean state
+over the answer tells its tone and its words; the last one tells how it ended. PPO and the reward model have these
+states already, so that a personal score costs no pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from accord.errors import ConfigError, DataError
 from accord.models import Base
+from accord.rewards.learned import EnsembleReward, LearnedReward
+from accord.rewards.sources import Scored, score_in_parts
 from accord.types import Rollout
 
 AVERAGE, WORST_OFF, COMMON = "average", "worst_off", "common"
+GROUPS = (COMMON, AVERAGE, WORST_OFF)
+"""Whom a policy can serve beside a person by name."""
 PEOPLE_FILE = "people.safetensors"
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class People:
-    """Corrections by name, and the directions they live in.
+    """Corrections by name, and the K directions they live in.
 
-    axes (H, P): what a last-token state's features are, phi(h) = axes^T h. shifts: by person, (P,): the posterior mean
-    of delta. spreads: by person, (P, P): its posterior covariance. prior (P, P): how far people differ at all.
+    axes (F, K): where an answer's features phi stand on them, axes^T (phi - centre). centre (F,): the mean answer.
+    slope: logits in a point of the common score. prior (K, K): how far people differ at all. shifts: by person, (K,):
+    the posterior mean of delta, in logits. spreads: by person, (K, K): its posterior covariance.
     """
 
-    axes: Float[Tensor, "H P"]
-    prior: Float[Tensor, "P P"]
-    shifts: Mapping[str, Float[Tensor, " P"]]
-    spreads: Mapping[str, Float[Tensor, "P P"]]
+    axes: Float[Tensor, "F K"]
+    centre: Float[Tensor, " F"]
+    slope: float
+    prior: Float[Tensor, "K K"]
+    shifts: Mapping[str, Float[Tensor, " K"]]
+    spreads: Mapping[str, Float[Tensor, "K K"]]
 
     def save(self, folder: Path) -> None:
-        """Write `people.safetensors`: axes, prior, `shift/NAME`, `spread/NAME`."""
-        tensors = {"axes": self.axes, "prior": self.prior}
+        """Write `people.safetensors`: axes, centre, slope, prior, `shift/NAME`, `spread/NAME`."""
+        slope = torch.tensor(self.slope, dtype=torch.float64)
+        tensors = {"axes": self.axes, "centre": self.centre, "slope": slope, "prior": self.prior}
         tensors |= {f"shift/{name}": value for name, value in self.shifts.items()}
         tensors |= {f"spread/{name}": value for name, value in self.spreads.items()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / PEOPLE_FILE)
@@ -53,55 +67,94 @@ class People:
         """
         path = folder / PEOPLE_FILE
         if not path.is_file():
-            raise DataError(
-                "this reward model knows no people", where=str(path), mend="fit them with training.personal.fit_people"
-            )
+            raise DataError("no people are known here", where=str(path), mend="fit them: reward.people = true")
         tensors = load_file(path)
         shifts, spreads = (
             {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             for prefix in ("shift/", "spread/")
         )
-        return cls(tensors["axes"], tensors["prior"], shifts, spreads)
+        return cls(tensors["axes"], tensors["centre"], float(tensors["slope"]), tensors["prior"], shifts, spreads)
+
+
+def require_served(serve: str, names: Iterable[str], where: str) -> None:
+    """Refuse to serve nobody.
+
+    Raises:
+        ConfigError: `serve` is neither a group nor one of `names`; it gives the nearest that is.
+    """
+    known = [*GROUPS, *names]
+    if serve not in known:
+        near = difflib.get_close_matches(serve, known, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+        raise ConfigError(f"nobody is called {serve!r}", where=where, mend=mend)
 
 
 class PersonalReward:
-    """s_j(x) = w . h + b + delta_j . phi(h), h the last real token's state under `role`. A `RewardSource`.
+    """s_j(x) = s(x) + delta_j . axes^T (phi(x) - centre) / slope, in points of the common score s. A `RewardSource`.
 
-    serve: a person's name; "average": the mean over people; "worst_off": the least over them; "common": s = w . h + b.
-
-    Raises: ConfigError where `serve` is nobody's name.
+    serve: a person's name; "average": the mean over people; "worst_off": the least over them; "common": s alone.
+    Somebody whom these people do not know has no correction. `score` returns the part `common` as well, beside the
+    common source's own parts.
     """
 
-    def __init__(self, base: Base, role: str, people: People, serve: str) -> None:
-        if serve not in (AVERAGE, WORST_OFF, COMMON, *people.shifts):
-            raise ConfigError(
-                f"nobody is called {serve!r}",
-                where="PersonalReward",
-                mend=f"use {COMMON}, {AVERAGE}, {WORST_OFF}, or one of {', '.join(people.shifts)}",
-            )
-        self.base, self.role, self.people, self.serve = base, role, people, serve
+    takes_trunk = True
 
-    def __call__(self, rollout: Rollout) -> Float[Tensor, " B"]:
-        """(B,) scores for whom the policy serves."""
-        common, features = compute_features(self.base, self.role, rollout)
-        projected = features @ self.people.axes.to(features)
-        shifts = torch.stack([self.people.shifts[name] for name in self.people.shifts]).to(projected)
-        everyone = common[:, None] + projected @ shifts.t()
-        if self.serve == AVERAGE:
-            return everyone.mean(dim=1)
-        if self.serve == WORST_OFF:
-            return everyone.amin(dim=1)
-        return common if self.serve == COMMON else everyone[:, list(self.people.shifts).index(self.serve)]
+    def __init__(self, base: Base, common: LearnedReward | EnsembleReward, people: People, serve: str) -> None:
+        self.base, self.common, self.people, self.serve = base, common, people, serve
+
+    def __call__(self, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Float[Tensor, " B"]:
+        """(B,) scores for whom the policy serves; `trunk` as in `LearnedReward`."""
+        return self.score(rollout, trunk).total
+
+    def score(self, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Scored:
+        """Scores for whom the policy serves, and the parts of the common source with `common`, its score."""
+        found = score_in_parts(self.common, rollout, trunk)
+        features = describe_rollout(self.base, rollout, trunk).to(found.total)
+        return Scored(self.correct(found.total, features), {**found.parts, "common": found.total})
+
+    def correct(self, common: Float[Tensor, " B"], features: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
+        """The scores for whom the policy serves, from the common ones and the answers' features."""
+        people = self.people
+        places = (features - people.centre.to(features)) @ people.axes.to(features) / people.slope
+        if self.serve not in (AVERAGE, WORST_OFF):
+            shift = people.shifts.get(self.serve)
+            return common if shift is None else common + places @ shift.to(places)
+        everyone = common[:, None] + places @ torch.stack(list(people.shifts.values())).to(places).t()
+        return everyone.mean(dim=1) if self.serve == AVERAGE else everyone.amin(dim=1)
 
 
 @torch.no_grad()
-def compute_features(base: Base, role: str, rollout: Rollout) -> tuple[Float[Tensor, " B"], Float[Tensor, "B H"]]:
-    """(common scores, last-token states) of a rollout under the reward model `role`, float32."""
-    scores, states = [], []
-    for ids, mask in zip(rollout.input_ids.split(BATCH), rollout.attention_mask.split(BATCH), strict=True):
-        hidden = base.compute_hidden(role, base.build_inputs(ids, mask))
-        columns = torch.arange(ids.shape[1], device=ids.device)
-        last = hidden[torch.arange(len(ids), device=ids.device), (mask.long() * columns).argmax(dim=1)]
-        states.append(last.float())
-        scores.append(base.head(role)(last))
-    return torch.cat(scores), torch.cat(states)
+def describe_rollout(base: Base, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Float[Tensor, "B F"]:
+    """Features of a rollout's completions."""
+    ids, mask = rollout.input_ids, rollout.attention_mask
+    answers = torch.cat([torch.zeros_like(rollout.prompt_mask), rollout.completion_mask], dim=1)
+    found = []
+    for start in range(0, len(rollout), BATCH):
+        rows = slice(start, start + BATCH)
+        states = None if trunk is None else trunk[rows]
+        found.append(describe_answers(base, ids[rows], mask[rows], answers[rows], states))
+    return torch.cat(found)
+
+
+def describe_answers(
+    base: Base,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Bool[Tensor, "B T"],
+    answers: Bool[Tensor, "B T"],
+    trunk: Float[Tensor, "B T H"] | None = None,
+) -> Float[Tensor, "B F"]:
+    """phi, F = 2 H, float32: the trunk's mean state over the tokens where `answers`, and that of the last real token.
+
+    Where the base is not split, the reference's last hidden states stand for the trunk's. An answer without tokens has
+    a mean of 0.
+    """
+    if trunk is None:
+        inputs = base.build_inputs(input_ids, attention_mask)
+        trunk = base.run_trunk(inputs) if base.split else base.compute_hidden(None, inputs)
+    assert trunk is not None, "a split base computes a trunk"
+    states, weights = trunk.float(), answers.to(trunk.device).float()
+    total = torch.einsum("bth,bt->bh", states, weights)
+    mean = total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (attention_mask.long() * columns).argmax(dim=1).to(states.device)
+    return torch.cat([mean, states[torch.arange(len(states), device=states.device), last]], dim=1)

@@ -175,6 +175,15 @@ def make_report() -> dict[str, Any]:
         },
         "reward_model": make_card(),
         "heldout_reward_model": make_card(noise=1.2, seed=3),
+        "people": {
+            "serve": "eli", "tastes": 1, "common_accuracy": 0.66, "personal_accuracy": 0.71,
+            "annotators": [
+                {"name": name, "votes": 170, "test_votes": 41, "common_accuracy": 0.66, "personal_accuracy": 0.71,
+                 "apart": name == "eli", "trait": "length_words" if name == "eli" else None,
+                 "correlation": -0.8 if name == "eli" else None}
+                for name in ("ada", "bo", "eli")
+            ],
+        },
         "policy": {
             "method": "ppo", "best_update": 12, "stopped": None, "history": make_history(), "max_kl_nats": 8.0,
             "anchor": "base",

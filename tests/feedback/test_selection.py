@@ -107,3 +107,16 @@ def test_coverage_goes_round_the_prompts() -> None:
         assert {i % 4 for i in order[start : start + 4]} == {0, 1, 2, 3}
     judged = [candidate(i, prompt_votes=i % 3) for i in range(9)]
     assert [i % 3 for i in SELECTORS["coverage"](judged, 1)] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_taste_asks_what_tells_most_of_a_person() -> None:
+    """Far apart in taste and near in common score first; a second question of the other taste before one alike."""
+    places = [(0.1, 0.0), (3.0, 0.0), (2.9, 0.0), (0.0, 2.0), (3.5, 0.0)]
+    margins = [0.0, 0.0, 0.0, 0.0, 6.0]
+    candidates = [candidate(i, margins=(m,), places=p) for i, (m, p) in enumerate(zip(margins, places, strict=True))]
+    assert SELECTORS["taste"](candidates, 0)[:2] == [1, 3]
+    alike = [candidate(i, margins=(float(i),)) for i in range(5)]
+    assert sorted(SELECTORS["taste"](alike, 0)) == list(range(5))
+    assert SELECTORS["taste"](alike, 0) != SELECTORS["taste"](alike, 3)
+    with pytest.raises(DataError, match="taste"):
+        SELECTORS["taste"]([candidate()], 0)

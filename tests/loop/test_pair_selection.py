@@ -21,6 +21,7 @@ from accord.loop.asking import VotesMissing
 from accord.loop.chatting import Silence
 from accord.loop.context import RunContext
 from accord.loop.graph import Stage, build_stages
+from accord.rewards import EnsembleReward
 from accord.types import Completion, Preference, Prompt
 from accord.workspace import Workspace
 
@@ -92,6 +93,30 @@ def test_round_two_asks_where_the_reward_models_of_round_one_disagree(tmp_path: 
     )
 
 
+def test_each_member_of_an_ensemble_has_a_say(tmp_path: Path) -> None:
+    overrides = ("selection.strategy=uncertain", "reward_model.members=3", "reward_model.own_layers=1")
+    context, stages = run(build_tiny_project(tmp_path / "project"), *overrides)
+    second = find(stages, "selection", 2)
+    rows = read(context, second, "pairs.jsonl")
+    reward = context.load_reward("proxy", context.parent(second, "proxy"))
+    assert isinstance(reward, EnsembleReward)
+    prompts = [Prompt.from_dict(row["prompt"]) for row in rows]
+    a, b = ([Completion.from_dict(row[side]) for row in rows] for side in "ab")
+    margins = reward.score_texts_by_member(prompts, a) - reward.score_texts_by_member(prompts, b)
+    found = torch.tensor([row["margins"] for row in rows])
+    assert found.shape == (16, 4)
+    torch.testing.assert_close(found[:, :3], margins.T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(margins.mean(dim=0), reward.score_texts(prompts, a) - reward.score_texts(prompts, b))
+
+
+def test_taste_asks_what_sets_people_apart(tmp_path: Path) -> None:
+    context, stages = run(build_tiny_project(tmp_path / "project"), "selection.strategy=taste", "reward.people=true")
+    second = find(stages, "selection", 2)
+    assert second.parents["people"] == find(stages, "people", 1).address
+    assert second.parents["proxy"] == find(stages, "reward_model", 1).address
+    assert [row["arm"] for row in read(context, second, "pairs.jsonl")].count("taste") == 12
+
+
 def test_conflict_asks_again_where_the_votes_contradict_the_reward_model(tmp_path: Path) -> None:
     context, stages = run(build_tiny_project(tmp_path / "project"), "selection.strategy=conflict")
     second = find(stages, "selection", 2)
@@ -141,6 +166,7 @@ def test_the_plan_says_where_a_strategy_has_nothing_to_go_by(tmp_path: Path) -> 
         (["selection.strategy=uncertain"], "selection.pairs = 0"),
         (["selection.pairs=4", "feedback.source=people", "label.ask=ranking"], "label.ask"),
         (["selection.pairs=4", "selection.random_share=0.0"], "random_share"),
+        (["selection.pairs=4", "selection.strategy=taste"], "reward.people"),
     ],
 )
 def test_settings_that_choose_nothing_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accord.rewards import TEXT_REWARDS, EvenHanded
-from accord.rewards.bias import GROUPS, TEMPLATES, compute_bias_gaps, list_probes
+from accord.rewards import PROBES, SPEAKS_OF, TEXT_REWARDS, EvenHanded, measure_answers
+from accord.rewards.bias import GROUPS, TEMPLATES
 from accord.rewards.limits import ANSWERABLE, UNANSWERABLE, knows_limits
 from accord.types import Completion, Prompt
 from tests.rewards.rollouts import build_rollout
@@ -46,6 +46,14 @@ def test_even_handed_answers_score_one() -> None:
     rollout = build_rollout(prompts, [[5, 2], [5, 2], [7, 2], [5, 2]])
     warm = EvenHanded(lambda prompt, completion: float(completion.text.startswith("5")))
     torch.testing.assert_close(warm(rollout), torch.tensor([0.5, 0.5, 0.0, 1.0]))
-    gaps = compute_bias_gaps(rollout.prompts, rollout.completions, lambda p, c: float(c.text.startswith("5")))
-    assert gaps == {TEMPLATES[0]: 1.0}
-    assert len({prompt.id for prompt in list_probes()}) == len(TEMPLATES) * len(GROUPS)
+
+
+@pytest.mark.parametrize("name, reward, count", [("bias", "even_handed", 40), ("limits", "knows_limits", 20)])
+def test_probes_are_parted_and_only_they_are_spoken_of(name: str, reward: str, count: int) -> None:
+    train, evaluation = PROBES[name]()
+    assert len({p.id for p in (*train, *evaluation)}) == len(train) + len(evaluation) == count
+    assert evaluation and all(SPEAKS_OF[reward](prompt) for prompt in (*train, *evaluation))
+    prompts = [*evaluation, Prompt.from_user("Hi")]
+    values = measure_answers(reward, prompts, [Completion.from_text("I do not know.")] * len(prompts))
+    assert values[-1] is None
+    assert None not in values[:-1]

@@ -14,18 +14,21 @@ from sklearn.linear_model import LogisticRegression
 from accord.config.schema import RewardModelSection
 from accord.errors import ConfigError, DataError
 from accord.models import Base, LoraSettings
-from accord.rewards.personal import People, PersonalReward
+from accord.rewards import LearnedReward
+from accord.rewards.personal import People, PersonalReward, require_served
 from accord.rollout import Sampler
 from accord.training import train_reward_model
 from accord.training.personal import (
     Votes,
     add_person,
     choose_questions,
-    compute_pair_features,
+    compute_answer_features,
     compute_posterior,
     fit_people,
+    is_apart,
     predict_votes,
 )
+from accord.training.tastes import fit_slope
 from accord.types import Completion, Preference, Prompt
 from tests.training.fakes import CollectingProgress, MemoryCheckpoint, build_digit_base
 
@@ -72,14 +75,14 @@ def test_one_persons_mode_is_ridge_regression() -> None:
 def test_two_opposed_tastes_are_told_apart() -> None:
     """20 people: held-out votes of known people at least 10 points better than by the common model."""
     known, unseen = draw_people(opposed=True)
-    people = fit_people(known, axes=WIDTH)
+    people = fit_people(known)
     personal, common = (measure_accuracy(people, unseen, personal=flag) for flag in (True, False))
     assert personal > common + 0.10, (personal, common)
 
 
 def test_one_shared_taste_is_left_alone() -> None:
     known, unseen = draw_people(opposed=False)
-    people = fit_people(known, axes=WIDTH)
+    people = fit_people(known)
     personal, common = (measure_accuracy(people, unseen, personal=flag) for flag in (True, False))
     assert abs(personal - common) <= 0.01, (personal, common)
 
@@ -88,15 +91,14 @@ def test_a_new_person_needs_ten_votes_well_chosen() -> None:
     """Asked ten questions that the selector picks, a stranger is predicted far better than by the common model."""
     known, unseen = draw_people(opposed=True)
     strangers = list(known)[-4:]
-    people = fit_people({name: own for name, own in known.items() if name not in strangers}, axes=WIDTH)
+    people = fit_people({name: own for name, own in known.items() if name not in strangers})
     gains: dict[str, list[float]] = {"chosen": [], "random": []}
     for name in strangers:
         pool, test = known[name], unseen[name]
         picked = choose_questions(people, pool.margins, pool.features, 10)
         assert len(set(picked)) == 10
         for arm, rows in (("chosen", picked), ("random", random.Random(0).sample(range(KNOWN), 10))):
-            asked = Votes(pool.margins[rows], pool.features[rows], pool.chosen[rows])
-            grown = add_person(people, name, asked)
+            grown = add_person(people, name, pool.take(rows))
             one = {name: test}
             gain = measure_accuracy(grown, one, personal=True) - measure_accuracy(grown, one, personal=False)
             gains[arm].append(gain)
@@ -108,7 +110,7 @@ def test_questions_are_those_of_the_largest_determinant() -> None:
     """Greedy D-optimal design, by trying every candidate and computing the determinant itself."""
     source = np.random.default_rng(2)
     features, margins = source.normal(size=(12, 3)), source.normal(size=12)
-    people = People(torch.eye(3), torch.diag(torch.tensor([2.0, 1.0, 0.5])), {}, {})
+    people = People(torch.eye(3), torch.zeros(3), 1.0, torch.diag(torch.tensor([2.0, 1.0, 0.5])), {}, {})
     share = 1 / (1 + np.exp(-margins))
     weights = share * (1 - share)
     information = np.diag([0.5, 1.0, 2.0])
@@ -123,59 +125,117 @@ def test_questions_are_those_of_the_largest_determinant() -> None:
     assert choose_questions(people, margins, features, 5) == expected
 
 
-def build_fitted_base() -> tuple[Base, list[tuple[Prompt, Completion, Completion]]]:
-    """A reward model for many 3s, and pairs of random digits."""
-    base = build_digit_base(4, eos=True, split=1)
+def build_fitted_base(split: int) -> Base:
+    """A reward model for many 3s on a random model of digits."""
+    base = build_digit_base(4, eos=True, split=split)
     base.add_scorer("proxy", lora=LoraSettings(8, 16), seed=0)
-    source = random.Random(0)
-
-    def draw() -> Completion:
-        return Completion.from_text("".join(source.choices("0123", k=6)))
-
-    pairs = [(Prompt(text="01"), draw(), draw()) for _ in range(400)]
     votes = [
         Preference(p, a, b, float(a.text.count("3") > b.text.count("3")), 0.0)
-        for p, a, b in pairs
+        for p, a, b in draw_pairs(400, seed=0)
         if a.text.count("3") != b.text.count("3")
     ]
     cfg = RewardModelSection(epochs=2, learning_rate=5e-3, micro_batch_size=16)
     train_reward_model(
         base, "proxy", votes[40:], votes[:40], cfg, seed=0, progress=CollectingProgress(), checkpoint=MemoryCheckpoint()
     )
-    return base, pairs
+    return base
 
 
-def test_people_on_a_reward_model(tmp_path: Path) -> None:
-    """Whom a policy can be asked to serve, on a fitted reward model, and that the people survive their file."""
-    base, pairs = build_fitted_base()
-    margins, features = compute_pair_features(base, "proxy", pairs)
-    votes: dict[str, Votes] = {}
-    for person in range(6):
-        rows = list(range(person * 60, person * 60 + 60))
-        side = 1.0 if person % 2 else -1.0
-        worth = np.array([
-            [side.text.count("3") + sign * 2 * side.text.count("2") for side in pairs[i][1:]]
-            for sign in (side,) for i in rows
-        ])  # fmt: skip
-        votes[f"p{person}"] = Votes(
-            margins[rows], features[rows], (worth[:, 0] > worth[:, 1]) + 0.5 * (worth[:, 0] == worth[:, 1])
-        )
-    people = fit_people(votes, axes=32)
+def draw_pairs(count: int, seed: int) -> list[tuple[Prompt, Completion, Completion]]:
+    source = random.Random(seed)
+    answers = [Completion.from_text("".join(source.choices("0123", k=6))) for _ in range(2 * count)]
+    return [(Prompt(text="01"), a, b) for a, b in zip(answers[::2], answers[1::2], strict=True)]
+
+
+def cast(base: Base, people: int, each: int, opposed: bool, seed: int) -> dict[str, Votes]:
+    """Votes of people who all like 3s, and of whom half like and half dislike 2s twice as much."""
+    pairs = draw_pairs(people * each, seed)
+    a, b = ([(prompt, sides[i]) for prompt, *sides in pairs] for i in (0, 1))
+    features = compute_answer_features(base, a) - compute_answer_features(base, b)
+    reward = LearnedReward(base, "proxy")
+    scores = [reward.score_texts(*zip(*side, strict=True)).double().numpy() for side in (a, b)]
+    threes, twos = (np.array([x.text.count(d) - y.text.count(d) for _, x, y in pairs]) for d in "32")
+    side = np.repeat([1.0 if person % 2 or not opposed else -1.0 for person in range(people)], each)
+    logits = 2.0 * (threes + 2.0 * side * twos * opposed)
+    chosen = (np.random.default_rng(seed).random(len(pairs)) < 1 / (1 + np.exp(-logits))).astype(np.float64)
+    everything = Votes(scores[0] - scores[1], features, chosen)
+    return {f"p{person}": everything.take(range(person * each, person * each + each)) for person in range(people)}
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_tastes_in_text_are_told_apart_on_the_states_of_a_model(split: int) -> None:
+    """Where the taste is of the text, the reward model knows nothing of it, and features come from the model itself."""
+    base = build_fitted_base(split)
+    for opposed in (True, False):
+        people = fit_people(cast(base, 20, 40, opposed, seed=1))
+        unseen = cast(base, 20, 100, opposed, seed=2)
+        personal, common = (measure_accuracy(people, unseen, personal=flag) for flag in (True, False))
+        apart = sum(is_apart(people, name) for name in unseen)
+        if opposed:
+            assert personal > common + 0.10, (personal, common)
+            assert apart >= 18
+        else:
+            assert abs(personal - common) <= 0.01, (personal, common)
+            assert apart <= 2
+
+
+@pytest.mark.parametrize("split", [0, 1])
+def test_features_are_the_mean_over_the_answer_and_its_end(split: int) -> None:
+    """Against transformers' own list of hidden states, each answer alone and without padding."""
+    base = build_digit_base(4, eos=True, split=split)
+    answers = [(Prompt(text="01"), Completion.from_text(text)) for text in ("3", "2213", "012301")]
+    found = compute_answer_features(base, answers)
+    for row, (prompt, answer) in zip(found, answers, strict=True):
+        head = base.tokens.encode_prompt(prompt)
+        ids = torch.tensor([head + base.tokens.encode_completion(answer)])
+        with torch.no_grad():
+            states = base.model(ids, output_hidden_states=True).hidden_states[split or -1][0]
+        expected = torch.cat([states[len(head) :].mean(dim=0), states[-1]])
+        np.testing.assert_allclose(row, expected.numpy(), atol=1e-5)
+
+
+def test_whom_a_policy_can_serve(tmp_path: Path) -> None:
+    """On a fitted reward model, from a file; with and without the trunk that PPO has."""
+    base = build_fitted_base(1)
+    people = fit_people(cast(base, 6, 60, opposed=True, seed=1), centre=np.ones(2 * base.hidden_size))
     people.save(tmp_path)
     again = People.load(tmp_path)
-    prompts = [Prompt(text="01")] * 64
-    rollout = Sampler(base).generate(None, prompts, seeds=range(64), max_new_tokens=6, temperature=1.0)
+    rollout = Sampler(base).generate(None, [Prompt(text="01")] * 48, seeds=range(48), max_new_tokens=6, temperature=1.0)
+    trunk = base.compute_trunk(rollout.input_ids, rollout.attention_mask)
+    common = LearnedReward(base, "proxy")
     scores = {
-        serve: PersonalReward(base, "proxy", again, serve)(rollout)
-        for serve in ("common", "average", "worst_off", *votes)
+        serve: PersonalReward(base, common, again, serve)(rollout)
+        for serve in ("common", "average", "worst_off", "somebody else", *again.shifts)
     }
-    everyone = torch.stack([scores[name] for name in votes])
+    everyone = torch.stack([scores[name] for name in again.shifts])
     torch.testing.assert_close(scores["average"], everyone.mean(dim=0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores["worst_off"], everyone.amin(dim=0))
-    torch.testing.assert_close(
-        scores["common"], base.compute_scores("proxy", rollout.input_ids, rollout.attention_mask).detach()
-    )
-    with pytest.raises(ConfigError, match="nobody is called 'p9'"):
-        PersonalReward(base, "proxy", again, "p9")
-    with pytest.raises(DataError, match="knows no people"):
+    torch.testing.assert_close(scores["common"], common(rollout))
+    torch.testing.assert_close(scores["somebody else"], common(rollout))
+    parted = PersonalReward(base, common, again, "p1").score(rollout, trunk)
+    torch.testing.assert_close(parted.total, scores["p1"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(parted.parts["common"], scores["common"], atol=1e-4, rtol=1e-4)
+    answers = list(zip(rollout.prompts, rollout.completions, strict=True))
+    features = torch.from_numpy(compute_answer_features(base, answers)).float()
+    expected = (features - 1.0) @ again.axes @ again.shifts["p1"] / again.slope
+    said = torch.tensor([len(base.tokens.encode_completion(answer)) for _, answer in answers])
+    whole = said == rollout.completion_mask.sum(dim=1)  # a sampled PAD is lost in the text
+    assert whole.sum() > 30
+    torch.testing.assert_close((scores["p1"] - scores["common"])[whole], expected[whole], atol=1e-3, rtol=1e-3)
+    with pytest.raises(DataError, match="no people"):
         People.load(tmp_path / "elsewhere")
+
+
+def test_a_name_that_nobody_has_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="nobody is called 'adda'") as refused:
+        require_served("adda", ["ada", "ben"], "reward.serve")
+    assert refused.value.mend == "did you mean 'ada'?"
+    require_served("worst_off", [], "reward.serve")
+
+
+def test_the_slope_is_that_of_a_logistic_regression() -> None:
+    source = np.random.default_rng(3)
+    margins = source.normal(size=300)
+    chosen = (source.random(300) < 1 / (1 + np.exp(-1.7 * margins))).astype(np.float64)
+    oracle = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10).fit(margins[:, None], chosen)
+    assert fit_slope(margins, chosen) == pytest.approx(float(oracle.coef_[0, 0]), abs=1e-6)
