@@ -39,14 +39,14 @@ def list_disagreements(
 ) -> list[Disagreement]:
     """The items that people disagree on most, at most `limit`; more votes first, then by id, where they disagree alike.
 
-    decided: also those that have a verdict.
+    Without those whose answer is known. decided: also those that have a verdict.
     """
     with database.read() as connection:
         verdicts = read_verdicts(connection)
         groups = [
-            (item_id, tuple(given))
-            for item_id, given in groupby(read_judgements(connection, round), key=lambda row: row.item_id)
-            if decided or item_id not in verdicts
+            (item_id, given)
+            for item_id, rows in groupby(read_judgements(connection, round), key=lambda row: row.item_id)
+            if (given := tuple(rows))[0].gold is None and (decided or item_id not in verdicts)
         ]
         ranked = [(measure_disagreement(given), given, item_id) for item_id, given in groups if len(given) > 1]
         ranked = [row for row in ranked if row[0] > 0.0]

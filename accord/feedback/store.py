@@ -247,15 +247,18 @@ def read_vote(transaction: Transaction, vote_id: str) -> Vote:
     raise NotFoundError(f"there is no vote {vote_id}", mend="name a stored vote")
 
 
-def read_round_votes(database: Database, round: int) -> Iterator[Vote]:
-    """The standing votes and verdicts on a round's items that count. See `queue.Queue.votes`."""
-    asked = select(items.c.id).where(items.c.round == round, items.c.repeat_of.is_(None), items.c.gold.is_(None))
-    counts = ~leases.c.surplus | (answers.c.vote_id != leases.c.vote_id)  # else it is a flag beside the late vote
-    answered = (
-        select(answers.c.vote_id)
-        .join(leases, leases.c.id == answers.c.lease_id)
-        .where(answers.c.item_id.in_(asked), counts)
-    )
+def read_round_votes(database: Database, round: int, *, counted: bool = True) -> Iterator[Vote]:
+    """The standing votes and verdicts on a round's items, repeats left out.
+
+    counted: those that count for the loop alone (`queue.Queue.votes`), without known answers and surplus votes.
+    """
+    asked = select(items.c.id).where(items.c.round == round, items.c.repeat_of.is_(None))
+    answered = select(answers.c.vote_id).join(leases, leases.c.id == answers.c.lease_id)
+    if counted:
+        asked = asked.where(items.c.gold.is_(None))
+        beside = answers.c.vote_id != leases.c.vote_id  # a flag, which stands also beside a surplus vote
+        answered = answered.where(~leases.c.surplus | beside)
+    answered = answered.where(answers.c.item_id.in_(asked))
     judged = select(adjudications.c.vote_id).where(adjudications.c.item_id.in_(asked))
     query = _select_votes(current=True).where(schema.votes.c.id.in_(answered) | schema.votes.c.id.in_(judged))
     with database.read() as connection:

@@ -108,12 +108,21 @@ class Worth:
         }
 
 
-def compute_worth(database: Database, *, round: int | None = None, seed: int = 0, resamples: int = RESAMPLES) -> Worth:
-    """What the comparisons and rankings of a round (None: all votes there are, also imported ones) are worth.
+def compute_worth(
+    database: Database,
+    *,
+    round: int | None = None,
+    source: str | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Worth:
+    """What the comparisons and rankings of a round are worth (None: all votes there are, also imported ones).
 
-    Verdicts are not votes here. The intervals are bootstraps over items from `seed`.
+    source: of votes that did not come through the queue, such as a round's simulated ones. Verdicts are not votes here.
+    The intervals are bootstraps over items from `seed`.
     """
-    found = VoteStore(database).votes() if round is None else read_round_votes(database, round)
+    whole = source is not None or round is None
+    found = VoteStore(database).votes(source=source) if whole else read_round_votes(database, round or 0, counted=False)
     votes = [vote for vote in found if vote.source != ADJUDICATION]
     with database.read() as connection:
         judgements = read_judgements(connection, round)
