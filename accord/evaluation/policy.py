@@ -18,7 +18,7 @@ from torch import Tensor
 from accord.config.schema import EvaluationSection, SampleSection
 from accord.errors import DataError
 from accord.evaluation.comparison import SIDES, summarise_rows
-from accord.functional import compute_logprobs, compute_sequence_kl
+from accord.functional import compute_sequence_kl
 from accord.rewards import choose_best
 from accord.types import Generator, Progress, Prompt, RewardSource, Rollout, TextReward, derive_seed
 
@@ -170,7 +170,7 @@ def score_completions(rollout: Rollout, scorers: Scorers) -> list[Row]:
 
 
 def _measure_likelihood(base: Base, role: str | None, rollout: Rollout, temperature: float) -> list[Row]:
-    """KL sample and entropy of each completion of `role`, computed as a trainer does: from logits, in one forward pass.
+    """KL sample and entropy of each completion of `role`, computed as a trainer does: in one forward pass, no logits.
 
     kl_nats = sum over tokens of log pi(y_t) - log pi_ref(y_t), whose mean over samples of pi is KL(pi || pi_ref); it
     may be negative for one sample. entropy_nats: mean over tokens. sampler_gap: mean over tokens of exp |trainer -
@@ -182,12 +182,10 @@ def _measure_likelihood(base: Base, role: str | None, rollout: Rollout, temperat
         ids, attention, mask = part.input_ids, part.attention_mask, part.completion_mask
         width = part.completion_ids.shape[1]
         trunk = base.compute_trunk(ids, attention)
-        logits = base.compute_logits(role, ids, attention, width, trunk)
-        own = compute_logprobs(logits, part.completion_ids, temperature)
+        own = base.compute_logprobs(role, ids, attention, width, temperature, trunk)
         kl = torch.zeros(len(part))
         if role is not None:
-            logits = base.compute_logits(None, ids, attention, width, trunk)
-            reference = compute_logprobs(logits, part.completion_ids, temperature)
+            reference = base.compute_logprobs(None, ids, attention, width, temperature, trunk)
             kl = compute_sequence_kl(own.logprobs, reference.logprobs, mask)
         tokens = mask.sum(dim=1).clamp_min(1)
         entropy = (own.entropy * mask).sum(dim=1) / tokens

@@ -13,6 +13,7 @@ from accord.config.schema import EvaluationSection, SampleSection
 from accord.errors import DataError
 from accord.evaluation import evaluate_policy
 from accord.evaluation.policy import choose_fair, choose_worst, select_rollout
+from accord.functional import TokenLogprobs, compute_logprobs
 from accord.models import Base, LoraSettings, load_base
 from accord.rollout import Sampler
 from accord.types import Completion, Prompt, Rollout
@@ -42,15 +43,19 @@ class Silent:
 
 
 class FakeBase:
-    """Logits that depend on the role alone: every token of the policy is drawn from the same four numbers."""
+    """Logits that depend on the role alone: every token of the policy is drawn from the same four numbers.
+
+    It offers no whole logits, for (B, T, V) of them need more memory than the model.
+    """
 
     def compute_trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         return None
 
-    def compute_logits(
-        self, role: str | None, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: int, trunk: Any = None
-    ) -> torch.Tensor:
-        return (REFERENCE_LOGITS if role is None else POLICY_LOGITS).expand(len(input_ids), last, 4)
+    def compute_logprobs(
+        self, role: str | None, input_ids: torch.Tensor, mask: torch.Tensor, last: int, temperature: float, trunk: Any
+    ) -> TokenLogprobs:
+        logits = (REFERENCE_LOGITS if role is None else POLICY_LOGITS).expand(len(input_ids), last, 4)
+        return compute_logprobs(logits, input_ids[:, -last:], temperature)
 
 
 class FakeGenerator:
