@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ import pytest
 from built_wheel import build_wheel, install_wheel
 
 from benchmarks.label_paint import find_chromium, open_browser
-from tests.web.served import Server, build_project
+from tests.web.served import PASSWORD, Server, build_project
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,36 @@ def page(browser: Browser) -> Iterator[Page]:
     yield opened
     context.close()
     assert problems == []
+
+
+@pytest.fixture
+def people(server: Server, browser: Browser) -> Iterator[tuple[Page, Page]]:
+    """The owner, come in by the link that the server prints, and Ada, invited by the owner; guidelines are there."""
+    server.options = ("--set", "label.accounts=always")
+    server.start()
+    contexts: list[BrowserContext] = []
+
+    def accept(link: str, name: str) -> Page:
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.goto(link)
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("Password").fill(PASSWORD)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("header.top")
+        return page
+
+    first = re.search(r"http://\S+/invitations/\S+", server.log.read_text())
+    assert first
+    owner = accept(first[0], "Olga")
+    owner.goto(f"{server.link}/guidelines")
+    owner.locator("#text").fill("Prefer the **true** answer.")
+    owner.get_by_role("button", name="Publish").click()
+    owner.goto(f"{server.link}/people")
+    owner.get_by_role("button", name="Link for an annotator").click()
+    yield owner, accept(owner.locator("#link").inner_text(), "Ada")
+    for context in contexts:
+        context.close()
 
 
 def _note(problems: list[str], message: Any) -> None:
