@@ -30,7 +30,7 @@ from accord.feedback.answering import Answer
 from accord.feedback.items import NewItem, Overlap
 from accord.types import Completion, Message, Prompt
 from accord.web.people import make_invitation
-from accord.web.rounds import list_sample_sources, read_samples
+from accord.web.samples import list_sample_sources, read_samples
 from accord.web.site import Site, hash_secret, open_site
 from accord.workspace import Workspace
 
@@ -38,6 +38,8 @@ OUT = Path(__file__).parent / "images" / "label"
 PORT = 8477
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 ROUNDS = {"comparison": 5, "ranking": 6, "rating": 7}
+QUALITY = 78
+FOUND = "/samples?who=Change&number=gold&order=high"
 SESSION = "the session of the pictures"
 GUIDELINES = """\
 Prefer the answer that a thoughtful colleague would rather send.
@@ -82,9 +84,9 @@ def build_site(demo: Path, folder: Path) -> Site:
     sources = list_sample_sources(site.workspace)
     shown = next(path for name, path in sources.items() if "annotators" in name)
     pairs = [
-        NewItem("comparison", sample.prompt, (sample.answers[0][1], sample.answers[1][1]))
+        NewItem("comparison", sample.prompt, tuple(answer.completion for answer in sample.answers[:2]))
         for sample in read_samples(shown)
-        if len({answer.id for _, answer, _ in sample.answers}) == 2
+        if len({answer.completion.id for answer in sample.answers[:2]}) == 2
     ]
     site.queue.add_items(pairs[:90], round=1, seed=0, overlap=Overlap(share=0.4, high=3, low=1))
     for name, skill in (("Amina", 0.95), ("Bruno", 0.85), ("Chloe", 0.6)):
@@ -137,9 +139,11 @@ def serve(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def picture(browser: Browser, link: str, name: str, path: str, prepare: str = "", *, known: bool = True) -> None:
-    """One sheet: the page at `path` after the keys in `prepare`, on two screens, light and dark."""
-    shots: dict[str, bytes] = {}
+def picture(
+    browser: Browser, link: str, name: str, path: str, prepare: str = "", *, write: str = "", known: bool = True
+) -> None:
+    """One sheet: `path` after the keys in `prepare` and the text `write`, on two screens, light and dark."""
+    pages: dict[str, Page] = {}
     for size, (width, height) in SIZES.items():
         for scheme in ("light", "dark"):
             context = browser.new_context(
@@ -150,16 +154,18 @@ def picture(browser: Browser, link: str, name: str, path: str, prepare: str = ""
             )
             if known:
                 context.add_cookies([{"name": "accord_session", "value": SESSION, "url": link}])
-            page = context.new_page()
+            page = pages[f"{size}-{scheme}"] = context.new_page()
             page.add_init_script("localStorage.setItem('accord-guidelines-Olga', '\"1\"')")
             page.goto(link + path)
             if path == "/label":
                 page.wait_for_selector("#label[data-ready]")
             for key in prepare.split():
                 page.keyboard.press(key)
-            page.wait_for_timeout(2600 if path == "/label" and prepare else 400)
-            shots[f"{size}-{scheme}"] = page.screenshot()
-            context.close()
+            page.keyboard.type(write)
+    page.wait_for_timeout(2600 if path == "/label" and prepare else 400)  # until a note has faded
+    shots = {name: page.screenshot() for name, page in pages.items()}
+    for page in pages.values():
+        page.context.close()
     save_sheet(browser.new_page(viewport={"width": 1290, "height": 640}, device_scale_factor=1), name, shots)
 
 
@@ -176,7 +182,7 @@ def save_sheet(page: Page, name: str, shots: dict[str, bytes]) -> None:
         "img{display:block;border-radius:6px}.desktop{width:800px}.phone{height:500px}"
     )
     page.set_content(f"<style>{style}</style>{pictures}")
-    page.locator("body").screenshot(path=OUT / f"{name}.png")
+    page.locator("body").screenshot(path=OUT / f"{name}.jpg", type="jpeg", quality=QUALITY)
     page.close()
 
 
@@ -184,23 +190,24 @@ def take_pictures(site: Site, browser: Browser, link: str) -> None:
     """Every page."""
     invitation = make_invitation(site, "annotator", "docs")
     for name, path in (
-        ("dashboard", "/dashboard"), ("report", "/dashboard/1/report"), ("samples", "/samples"), ("worth", "/worth"),
-        ("people", "/people"), ("guidelines", "/guidelines"), ("api", "/api"),
+        ("dashboard", "/dashboard"), ("report", "/dashboard/1/report"), ("samples", FOUND), ("worth", "/worth"),
+        ("people", "/people"), ("guidelines", "/guidelines"), ("password", "/password"), ("api", "/api"),
+        ("error", "/dashboard?round=9"),
     ):  # fmt: skip
         picture(browser, link, name, path)
     picture(browser, link, "sign-in", "/sign-in", known=False)
     picture(browser, link, "invitation", f"/invitations/{invitation}", known=False)
     add_shown(site, "comparison")
-    for name, keys in (
-        ("comparison", ""),
-        ("flag", "f b"),
-        ("skip", "s"),
-        ("edit", "e"),
-        ("keys", "?"),
-        ("rules", "g"),
-        ("chat", "c"),
+    for name, keys, text in (
+        ("comparison", "", ""),
+        ("flag", "f b", ""),
+        ("skip", "s", ""),
+        ("edit", "e", "With steam in the first ten minutes."),
+        ("keys", "?", ""),
+        ("rules", "g", ""),
+        ("chat", "c", "Why does my basil die in winter?"),
     ):
-        picture(browser, link, name, "/label", keys)
+        picture(browser, link, name, "/label", keys, write=text)
     add_shown(site, "rating")
     picture(browser, link, "rating", "/label")
     add_shown(site, "ranking")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from fastapi import Request
@@ -23,6 +22,8 @@ from accord.web.security import compute_csrf_token
 from accord.web.site import Site
 
 OPEN_COOKIE_SECONDS = 365 * 24 * 3600
+ROLES = {"user": "Person", "assistant": "Assistant", "system": "Instructions to the assistant", "tool": "Tool"}
+"""Who speaks in a turn, in words for people."""
 
 
 @cache
@@ -38,9 +39,12 @@ def build_environment() -> Environment:
     environment.filters |= {
         "markdown": render_markdown,
         "number": say_number,
+        "signed": say_signed,
+        "duration": say_duration,
         "ago": say_ago,
         "json_attribute": to_attribute,
     }
+    environment.globals["roles"] = ROLES
     return environment
 
 
@@ -76,11 +80,6 @@ def render_page(
     return response
 
 
-def read_static(name: str) -> str:
-    """A file that comes with the package."""
-    return resources.files("accord.web").joinpath("static", name).read_text(encoding="utf-8")
-
-
 def to_attribute(value: Any) -> str:
     """JSON for an attribute, keys in their order; the template escapes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -92,6 +91,19 @@ def say_number(value: float | None, digits: int = 2) -> str:
         return "\N{EN DASH}"
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def say_signed(value: float | None, digits: int = 2) -> str:
+    """`+0.43`, or `0.43` below zero with a true minus."""
+    return say_number(value, digits) if value is None or value < 0 else f"+{say_number(value, digits)}"
+
+
+def say_duration(seconds: float) -> str:
+    """`0.4 s`, `51 s`, `5 min 32 s`, `3 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def say_ago(moment: datetime | str, now: datetime | None = None) -> str:

@@ -1,8 +1,8 @@
-"""What the loop has written, for the dashboard to show: rounds, stages, live metrics, samples.
+"""What the loop has written, for the dashboard to show: rounds, stages, live metrics.
 
 Implements reading alone: whole lines of files that the loop appends to, and finished artifacts, which never change. It
-takes no lock and imports nothing that computes, so it neither waits for the loop nor slows it down. Leaves out drawing
-(`curves`) and pages (`dashboard`).
+takes no lock and imports nothing that computes, so it neither waits for the loop nor slows it down. Leaves out samples
+(`samples`), drawing (`curves`) and pages (`dashboard`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accord.types import Completion, Prompt
 from accord.workspace import Workspace, read_lines
 
 STEPS = ("update", "epoch")
@@ -55,6 +54,7 @@ class RoundView:
     number: int
     folder: Path
     stages: tuple[StageDone, ...]
+    changed_at: datetime
     seconds_since_change: float
     warnings: tuple[str, ...]
 
@@ -84,7 +84,8 @@ def read_round(folder: Path, now: float | None = None) -> RoundView:
     files = [path for path in (folder / "ledger.jsonl", folder / "metrics.jsonl") if path.exists()]
     changed = max((path.stat().st_mtime for path in files), default=0.0)
     warnings = tuple(str(row["warning"]) for row in read_lines(folder / "metrics.jsonl")[-200:] if row.get("warning"))
-    return RoundView(int(folder.name), folder, done, (now or time.time()) - changed, warnings[-3:])
+    moment = datetime.fromtimestamp(changed, UTC)
+    return RoundView(int(folder.name), folder, done, moment, (now or time.time()) - changed, warnings[-3:])
 
 
 def read_curves(folder: Path) -> list[Curve]:
@@ -114,68 +115,3 @@ def _split_metrics(stage: str, rows: list[Mapping[str, Any]]) -> Iterator[Curve]
 
 def _place(metric: str) -> int:
     return IMPORTANT.index(metric) if metric in IMPORTANT else len(IMPORTANT)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt with completions under the names of who wrote them, and the numbers that were measured of each."""
-
-    prompt: Prompt
-    answers: tuple[tuple[str, Completion, Mapping[str, float]], ...]
-
-    @property
-    def text(self) -> str:
-        """All of it in lower case, for searching."""
-        turns = [turn.content for turn in self.prompt.messages] or [self.prompt.text or ""]
-        return "\n".join([*turns, *(answer.text for _, answer, _ in self.answers)]).lower()
-
-
-def list_sample_sources(workspace: Workspace) -> dict[str, Path]:
-    """Name -> file of samples to browse, newest round first: what annotators are shown, what evaluation compared."""
-    sources: dict[str, Path] = {}
-    for view in list_rounds(workspace):
-        for kind, file, words in (
-            ("evaluation", "completions.jsonl", "before and after"),
-            ("samples", "samples.jsonl", "shown to annotators"),
-        ):
-            for done in view.stages:
-                path = workspace.root / "artifacts" / kind / done.key / file
-                if done.stage == kind and path.is_file():
-                    sources[f"round {view.number}: {words}"] = path  # the newest key of the round stays
-    return sources
-
-
-@lru_cache(maxsize=8)
-def read_samples(path: Path) -> tuple[Sample, ...]:
-    """The samples in a file of a finished artifact; it never changes, so it is read once."""
-    rows = read_lines(path)
-    if path.name == "samples.jsonl":
-        return tuple(
-            Sample(
-                Prompt.from_dict(row["prompt"]),
-                tuple((f"Answer {i}", Completion.from_dict(c), {}) for i, c in enumerate(row["completions"], 1)),
-            )
-            for row in rows
-        )
-    return tuple(_read_compared(row) for row in rows)
-
-
-def _read_compared(row: Mapping[str, Any]) -> Sample:
-    """A row of an evaluation: the reference's, the policy's and the best-of-n answer with their numbers."""
-    sides = (("reference", "Before"), ("policy", "After"), ("best_of_n", "Best of n"))
-    answers = tuple(
-        (
-            words,
-            Completion.from_dict(row[side]["completion"]),
-            {name: value for name, value in row[side].items() if isinstance(value, float)},
-        )
-        for side, words in sides
-        if side in row
-    )
-    return Sample(Prompt.from_dict(row["prompt"]), answers)
-
-
-def search_samples(samples: tuple[Sample, ...], words: str) -> list[Sample]:
-    """Samples that hold each of `words` somewhere, in their order."""
-    wanted = words.lower().split()
-    return [sample for sample in samples if all(word in sample.text for word in wanted)] if wanted else list(samples)

@@ -1,17 +1,17 @@
-"""What the votes are worth: the owner's page of agreement, people, disagreements and verdicts.
+"""What the votes are worth: the owner's page of agreement, people, rounds, disagreements and verdicts.
 
-Implements the page, the memory of a table that takes seconds to compute, and the form of a verdict. Leaves out the
-statistics (`feedback.worth`) and what a verdict does (`feedback.adjudication`).
+Implements the page, of all votes or of one round's, the memory of tables that take seconds to compute, and the form of
+a verdict. Leaves out the statistics (`feedback.worth`) and what a verdict does (`feedback.adjudication`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Annotated, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from accord.feedback.adjudication import Verdict, adjudicate
@@ -22,6 +22,7 @@ from accord.web.callers import CurrentSite, Owner
 from accord.web.items import LETTERS
 from accord.web.pages import render_page
 from accord.web.site import Site
+from accord.web.summaries import list_summaries
 
 RESAMPLES = 200
 SHOWN_DISAGREEMENTS = 20
@@ -31,40 +32,54 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass
 class _Remembered:
-    """The last table, and how many votes it was made from: votes are only ever added."""
+    """The last tables by round (0: all votes), and how many votes they were made from: votes are only ever added."""
 
     votes: int = -1
     site: Site | None = None
-    worth: Worth | None = None
+    worths: dict[int, Worth] = field(default_factory=dict)
 
 
 _LAST = _Remembered()
 _LOCK = Lock()
 
 
-def recall_worth(site: Site) -> Worth:
-    """The table of all votes; computed anew where one was added since."""
+def recall_worth(site: Site, number: int = 0) -> Worth:
+    """The table of a round's votes, or of all (0); computed anew where a vote was added since."""
     with _LOCK:
         votes = site.store.count()
-        if _LAST.worth is None or _LAST.votes != votes or _LAST.site is not site:
-            worth = compute_worth(site.database, seed=site.config.project.seed, resamples=RESAMPLES)
-            _LAST.votes, _LAST.site, _LAST.worth = votes, site, worth
-        return _LAST.worth
+        if _LAST.votes != votes or _LAST.site is not site:
+            _LAST.votes, _LAST.site, _LAST.worths = votes, site, {}
+        if number not in _LAST.worths:
+            _LAST.worths[number] = _compute(site, number)
+        return _LAST.worths[number]
+
+
+def _compute(site: Site, number: int) -> Worth:
+    seed, source = site.config.project.seed, None
+    if number and not site.queue.progress(round=number).items:  # simulated annotators pass by the queue
+        (summary,) = [one for one in list_summaries(site.workspace) if one.view.number == number]
+        source = f"votes/{summary.votes_key}"
+    return compute_worth(site.database, round=number or None, source=source, seed=seed, resamples=RESAMPLES)
 
 
 @router.get("/worth", response_class=HTMLResponse)
-def show_worth(request: Request, site: CurrentSite, caller: Owner) -> HTMLResponse:
-    """Agreement, people, what more votes would give, and the items that people disagree on most."""
+def show_worth(request: Request, site: CurrentSite, caller: Owner, round: int = 0) -> HTMLResponse:
+    """Agreement, people, what more votes would give, the rounds, and the items that people disagree on most."""
+    summaries = list_summaries(site.workspace)
+    if round and round not in {one.view.number for one in summaries}:
+        raise HTTPException(404, "That round has not begun.")
     return render_page(
         request,
         "worth.html.j2",
         caller,
-        worth=recall_worth(site),
+        worth=recall_worth(site, round),
+        rounds=[(one, site.queue.progress(round=one.view.number)) for one in summaries],
+        shown=round,
         simulated=site.config.feedback.source == "simulated",
-        progress=site.queue.progress(),
+        progress=site.queue.progress(round=round or None),
         disagreements=[
             (item, [say_judgement(judgement) for judgement in item.judgements], str(uuid4()))
-            for item in list_disagreements(site.database, limit=SHOWN_DISAGREEMENTS)
+            for item in list_disagreements(site.database, round=round or None, limit=SHOWN_DISAGREEMENTS)
         ],
         letters=LETTERS,
     )

@@ -16,6 +16,7 @@ from accord import loop
 from accord.config import load_config
 from accord.errors import DataError
 from accord.feedback.answering import Answer
+from accord.feedback.disagreements import list_disagreements
 from accord.feedback.gold import read_gold_file
 from accord.feedback.queue_schema import items, leases
 from accord.loop.asking import VotesMissing
@@ -82,6 +83,7 @@ def test_checks_go_from_the_settings_through_the_loop_to_the_page(asked: Site) -
     assert "75 % of 8 known answers given" not in page
     assert re.search(r"75 %</div>\s*<span class=\"muted\">of 8 known answers given", page)
     assert "repeats judged as before" in page
+    assert list_disagreements(asked.database) == [], "they differ on known answers alone, which need no verdict"
 
 
 def test_checks_are_no_votes_of_the_loop(asked: Site) -> None:
