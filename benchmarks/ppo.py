@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.machine import Machine, measure_roofs
 from benchmarks.processes import build_parser, check_peer_python, read_peak_memory, run_child, run_command, run_ours
-from benchmarks.tables import format_table, gather_rows, summarize, write_json
+from benchmarks.tables import check_earlier_rows, format_table, gather_rows, summarize, write_json
 
 PEERS = {"trl": "benchmarks.peers.trl_ppo"}
 PHASES = ("sample", "experience", "score", "optimise")
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Run the contestants in turn, then print what they did."""
+    check_earlier_rows(arguments.json, "ppo")
     work = build_work(arguments)
     machine = measure_roofs(threads=work["threads"], quick=arguments.quick)
     python = check_peer_python(arguments.peer_python) if arguments.peer and arguments.only != "ours" else None

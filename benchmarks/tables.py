@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from accord.errors import ConfigError
+
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
     """`median`, `min` and `max` of the timed repetitions."""
@@ -29,6 +31,24 @@ def format_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def check_earlier_rows(path: Path | None, benchmark: str) -> None:
+    """Before hours of measuring: a file that `gather_rows` is to join must be this benchmark's.
+
+    Raises:
+        ConfigError: the file is there, and holds no result of `benchmark`.
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        fits = found["benchmark"] == benchmark and all("contestant" in row for row in found["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ConfigError(f"--json names a file that holds no rows of benchmarks.{benchmark}", where=str(path),
+                          mend="name another file, or one that this version has written")  # fmt: skip
 
 
 def gather_rows(path: Path | None, rows: Sequence[dict[str, Any]], key: str = "name") -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from scipy.stats import t as student
 from benchmarks.machine import choose_device, describe_device
 from benchmarks.plots import write_curves
 from benchmarks.processes import build_parser, check_peer_python, read_peak_memory, run_child, run_command, run_ours
-from benchmarks.tables import format_table, gather_rows, write_json
+from benchmarks.tables import check_earlier_rows, format_table, gather_rows, write_json
 from benchmarks.text_rewards import TEXT_REWARDS
 
 PEERS = {"trl": "benchmarks.peers.trl_ppo"}
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Run every seed of every contestant in turn, then print who arrived when."""
+    check_earlier_rows(arguments.json, "time_to_reward")
     names = ("model", "dtype", "threads", "iterations", "prompts", "new_tokens", "epochs", "minibatches",
              "learning_rate", "split", "policy_everywhere", "critic", "old_logprobs")  # fmt: skip
     fixed = {

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from benchmarks.tables import fit_line, format_table, gather_rows, summarize
+from accord.errors import ConfigError
+from benchmarks.tables import check_earlier_rows, fit_line, format_table, gather_rows, summarize
 from benchmarks.text_rewards import score_second_person, score_short_words
 from benchmarks.time_to_reward import estimate_ratio, find_arrival, judge, smooth
 
@@ -98,3 +99,20 @@ def test_the_interval_is_students() -> None:
     assert found["mean"] == pytest.approx(stats.gmean(ratios))
     assert estimate_ratio([2.0])["low"] is None
     assert estimate_ratio([])["mean"] is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"benchmark": "reward", "rows": []}', '{"benchmark": "ppo", "rows": [{"name": "an old one"}]}']
+)
+def test_a_file_of_something_else_is_refused_before_anything_is_measured(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="holds no rows of benchmarks.ppo"):
+        check_earlier_rows(path, "ppo")
+
+
+def test_no_file_and_a_file_of_its_own_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    check_earlier_rows(path, "ppo")
+    path.write_text('{"benchmark": "ppo", "rows": [{"name": "a", "contestant": "ours"}]}')
+    check_earlier_rows(path, "ppo")
