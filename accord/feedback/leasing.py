@@ -220,17 +220,12 @@ def _choose_items(transaction: Transaction, annotator: str, count: int, round: i
 def _is_known(annotator: str) -> ColumnElement[bool]:
     """Of an item: `annotator` has judged its pair under another item, and it is no check, which is asked for that."""
     other = items.alias("other")
-    judged = (
-        select(leases.c.id)
-        .join(other, other.c.id == leases.c.item_id)
-        .where(
-            other.c.pair == items.c.pair,
-            other.c.id != items.c.id,
-            leases.c.annotator == annotator,
-            leases.c.status == "answered",
-        )
+    judged = select(leases.c.id).where(
+        leases.c.item_id == other.c.id, leases.c.annotator == annotator, leases.c.status == "answered"
     )
-    return items.c.gold.is_(None) & items.c.repeat_of.is_(None) & judged.exists()
+    # An EXISTS within an EXISTS, no join: SQLite would begin with all that the annotator has ever answered.
+    twin = select(other.c.id).where(other.c.pair == items.c.pair, other.c.id != items.c.id, judged.exists())
+    return items.c.gold.is_(None) & items.c.repeat_of.is_(None) & twin.exists()
 
 
 def _build_lease(
