@@ -30,6 +30,7 @@ from accord.training.personal import (
     gather_votes,
     is_apart,
     predict_votes,
+    scale_scores,
 )
 from accord.types import Completion, Prompt, Vote
 from accord.workspace import Draft, Workspace
@@ -86,8 +87,10 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     """Corrections by votes on the part's own prompts, judged by votes on the test prompts; all annotators' in both."""
     train, validation, test = split_prompts(context, stage, part)
     votes = _load_votes(context, stage)
-    own = build_pair_table(vote for vote in votes if vote.prompt.id in train | validation)
-    unseen = build_pair_table(vote for vote in votes if vote.prompt.id in test)
+    own, fresh, unseen = (
+        build_pair_table(vote for vote in votes if vote.prompt.id in ids)
+        for ids in (train | validation, validation, test)
+    )
     answers = list(dict.fromkeys(a for table in (own, unseen) for a in _list_answers(table)))
     context.progress.begin(f"where people differ from the {part}", len(answers), "answers")
     reward = context.load_reward(part, context.parent(stage, part))
@@ -96,8 +99,9 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     features = compute_answer_features(context.base, answers)
     context.progress.advance(len(answers))
     place = {answer: i for i, answer in enumerate(answers)}
-    known, tests = (_gather(table, place, scores.double().cpu().numpy(), features) for table in (own, unseen))
-    people = fit_people(known, centre=features.mean(axis=0))
+    common = scores.double().cpu().numpy()
+    known, heard, tests = (_gather(table, place, common, features) for table in (own, fresh, unseen))
+    people = scale_scores(fit_people(known, list(heard.values())), common, features)
     if part == "proxy":  # who has votes on no prompt of the judge's is judged as everybody
         require_served(context.config.reward.serve, people.shifts, "reward.serve")
     people.save(draft.folder)

@@ -39,21 +39,23 @@ class People:
     """Corrections by name, and the K directions they live in.
 
     axes (F, K): where an answer's features phi stand on them, axes^T (phi - centre). centre (F,): the mean answer.
-    slope: logits in a point of the common score. prior (K, K): how far people differ at all. shifts: by person, (K,):
-    the posterior mean of delta, in logits. spreads: by person, (K, K): its posterior covariance.
+    slope: logits in a point of the common score. unit: logits in a point of a personal score. prior (K, K): how far
+    people differ at all. shifts: by person, (K,): the posterior mean of delta, in logits. spreads: by person, (K, K):
+    its posterior covariance.
     """
 
     axes: Float[Tensor, "F K"]
     centre: Float[Tensor, " F"]
     slope: float
+    unit: float
     prior: Float[Tensor, "K K"]
     shifts: Mapping[str, Float[Tensor, " K"]]
     spreads: Mapping[str, Float[Tensor, "K K"]]
 
     def save(self, folder: Path) -> None:
-        """Write `people.safetensors`: axes, centre, slope, prior, `shift/NAME`, `spread/NAME`."""
-        slope = torch.tensor(self.slope, dtype=torch.float64)
-        tensors = {"axes": self.axes, "centre": self.centre, "slope": slope, "prior": self.prior}
+        """Write `people.safetensors`: axes, centre, slope, unit, prior, `shift/NAME`, `spread/NAME`."""
+        tensors = {"axes": self.axes, "centre": self.centre, "prior": self.prior}
+        tensors |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("slope", "unit")}
         tensors |= {f"shift/{name}": value for name, value in self.shifts.items()}
         tensors |= {f"spread/{name}": value for name, value in self.spreads.items()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / PEOPLE_FILE)
@@ -73,7 +75,8 @@ class People:
             {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             for prefix in ("shift/", "spread/")
         )
-        return cls(tensors["axes"], tensors["centre"], float(tensors["slope"]), tensors["prior"], shifts, spreads)
+        slope, unit = float(tensors["slope"]), float(tensors["unit"])
+        return cls(tensors["axes"], tensors["centre"], slope, unit, tensors["prior"], shifts, spreads)
 
 
 def require_served(serve: str, names: Iterable[str], where: str) -> None:
@@ -90,11 +93,11 @@ def require_served(serve: str, names: Iterable[str], where: str) -> None:
 
 
 class PersonalReward:
-    """s_j(x) = s(x) + delta_j . axes^T (phi(x) - centre) / slope, in points of the common score s. A `RewardSource`.
+    """s_j(x) = (slope s(x) + delta_j . axes^T (phi(x) - centre)) / unit, s the common score. A `RewardSource`.
 
-    serve: a person's name; "average": the mean over people; "worst_off": the least over them; "common": s alone.
-    Somebody whom these people do not know has no correction. `score` returns the part `common` as well, beside the
-    common source's own parts.
+    serve: a person's name; "average": the mean over people; "worst_off": the least over them; "common": s alone, as for
+    somebody whom these people do not know. `score` returns the part `common` as well, beside the common source's own
+    parts.
     """
 
     takes_trunk = True
@@ -115,11 +118,14 @@ class PersonalReward:
     def correct(self, common: Float[Tensor, " B"], features: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:
         """The scores for whom the policy serves, from the common ones and the answers' features."""
         people = self.people
-        places = (features - people.centre.to(features)) @ people.axes.to(features) / people.slope
-        if self.serve not in (AVERAGE, WORST_OFF):
-            shift = people.shifts.get(self.serve)
-            return common if shift is None else common + places @ shift.to(places)
-        everyone = common[:, None] + places @ torch.stack(list(people.shifts.values())).to(places).t()
+        if self.serve not in (AVERAGE, WORST_OFF, *people.shifts):
+            return common
+        places = (features - people.centre.to(features)) @ people.axes.to(features)
+        names = [self.serve] if self.serve in people.shifts else list(people.shifts)
+        shifts = torch.stack([people.shifts[name] for name in names]).to(places)
+        everyone = (people.slope * common[:, None] + places @ shifts.t()) / people.unit
+        if self.serve in people.shifts:
+            return everyone[:, 0]
         return everyone.mean(dim=1) if self.serve == AVERAGE else everyone.amin(dim=1)
 
 

@@ -13,7 +13,7 @@ for the covariance as in Laird and Ware 1982; rewards of low rank over people as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,7 @@ EM_STEPS, NEWTON_STEPS = 40, 8
 FLOOR = 1e-6
 """Variances are kept above this, so that the prior can be inverted."""
 LEAST_SLOPE = 0.05
-"""Of the common margin: below it a correction would be told in points of a score that says nothing."""
+"""Of the common margin: a reward model that is worse than chance on fresh votes is left out, not turned round."""
 BATCH_TOKENS = 4096
 
 
@@ -85,13 +85,14 @@ def compute_answer_features(base: Base, answers: Sequence[tuple[Prompt, Completi
     return features.double().numpy()
 
 
-def fit_people(votes: Mapping[str, Votes], *, centre: Floats | None = None) -> People:
+def fit_people(votes: Mapping[str, Votes], fresh: Sequence[Votes] = ()) -> People:
     """Everybody's corrections, the directions they live in, and the prior they share.
 
-    beta is fitted to all votes; V has as many directions as votes held back bear out (`choose_count`); then EM: given
-    Sigma, delta_j is the mode of its posterior and C_j = (D^T W D + Sigma^-1)^-1 its covariance; given these,
-    Sigma = mean_j (delta_j delta_j^T + C_j). centre (F,): the mean features of an answer, from which corrections of
-    scores are measured; zeros by default.
+    beta is fitted to all votes and, from there, to `fresh`, those on pairs that the common model was not fitted on:
+    of its own pairs it knows more than it will ever know again. V has as many directions as votes held back bear out,
+    and is shortened to what they do (`choose_tastes`). Sigma by EM: given Sigma, delta_j is the mode of its posterior
+    and C_j = (D^T W D + Sigma^-1)^-1 its covariance; given these, Sigma = mean_j (delta_j delta_j^T + C_j). Of scores
+    see `scale_scores`.
 
     Raises:
         DataError: nobody has voted.
@@ -99,17 +100,16 @@ def fit_people(votes: Mapping[str, Votes], *, centre: Floats | None = None) -> P
     if not any(len(own.chosen) for own in votes.values()):
         raise DataError("nobody has voted", where="fit_people", mend="gather votes with annotators")
     axes = find_axes(np.concatenate([own.features for own in votes.values()]))
-    slope = max(
-        LEAST_SLOPE,
-        fit_slope(*(np.concatenate([getattr(own, name) for own in votes.values()]) for name in ("margins", "chosen"))),
-    )
+    slope = fit_slope(*_join(votes.values()))
+    slope = max(LEAST_SLOPE, fit_slope(*_join(fresh), towards=slope) if fresh else slope)
     rotated = {name: Votes(slope * own.margins, own.features @ axes, own.chosen) for name, own in votes.items()}
-    tastes, prior = _fit(rotated, choose_count(rotated))
+    count, share = choose_tastes(rotated)
+    tastes, prior = _fit(rotated, count)
     posteriors = {name: _judge(own, tastes, prior) for name, own in rotated.items()}
-    width = axes.shape[0]
     return People(
-        torch.from_numpy(axes @ tastes.T).float(),
-        torch.from_numpy(np.zeros(width) if centre is None else centre).float(),
+        torch.from_numpy(share * axes @ tastes.T).float(),
+        torch.zeros(axes.shape[0]),
+        slope,
         slope,
         torch.from_numpy(prior).float(),
         {name: torch.from_numpy(mean).float() for name, (mean, _) in posteriors.items()},
@@ -117,39 +117,57 @@ def fit_people(votes: Mapping[str, Votes], *, centre: Floats | None = None) -> P
     )
 
 
-def choose_count(votes: Mapping[str, Votes]) -> int:
-    """How many directions to keep, 0 to `MOST_TASTES`: the number under which votes held back are most probable.
+def _join(votes: Iterable[Votes]) -> tuple[Floats, Floats]:
+    """Margins and choices of everybody."""
+    pairs = [(own.margins, own.chosen) for own in votes]
+    return np.concatenate([margins for margins, _ in pairs]), np.concatenate([chosen for _, chosen in pairs])
 
-    Each of `FOLDS` parts of the pairs is predicted from the others. The common model (0) stays unless the best number
-    is better by more than one standard error of the mean difference of log-likelihoods (Breiman et al. 1984, section
-    3.4.3, the one-standard-error rule).
+
+def scale_scores(people: People, scores: Floats, features: Floats) -> People:
+    """The people with centre and unit by n answers, their common scores (n,) and features (n, F).
+
+    centre: the mean features. unit: logits in a point of a personal score, such that over these answers personal scores
+    vary as much as the common ones do, root mean square over people: an optimiser's settings then fit either.
     """
+    corrections = features @ people.axes.double().numpy() @ np.stack([s.numpy() for s in people.shifts.values()]).T
+    logits = people.slope * scores[:, None] + corrections
+    ratio = float(np.sqrt(logits.var(axis=0).mean()) / scores.std()) if scores.std() > 0 else 0.0
+    return replace(people, centre=torch.from_numpy(features.mean(axis=0)).float(), unit=ratio or people.slope)
+
+
+def choose_tastes(votes: Mapping[str, Votes]) -> tuple[int, float]:
+    """(how many directions to keep, 0 to `MOST_TASTES`; what share of corrections in them votes held back bear out).
+
+    Each of `FOLDS` parts of the pairs is predicted from the others. The share c is the slope of these predicted
+    corrections, P(a) = sigmoid(m + c delta_j . V d), at most 1: directions found among hundreds fit their own votes too
+    well, and c is by how much. The common model (0) stays unless the best number is better by more than one standard
+    error of the mean difference of log-likelihoods (Breiman et al. 1984, section 3.4.3, the one-standard-error rule).
+    """
+    margins, chosen = _join(votes.values())
     _, pair = np.unique(np.concatenate([own.features for own in votes.values()]), axis=0, return_inverse=True)
     fold = np.random.default_rng(0).permutation(int(pair.max()) + 1)[pair.ravel()] % FOLDS
+    best, share, most = 0, 1.0, 0.0
+    for count in range(1, MOST_TASTES + 1):
+        corrections = _predict_corrections(votes, fold, count)
+        slope = min(1.0, fit_slope(corrections, chosen, margins))
+        gain = _measure_fit(margins + slope * corrections, chosen) - _measure_fit(margins, chosen)
+        if slope > 0 and gain.mean() > max(most, gain.std() / np.sqrt(len(gain))):
+            best, share, most = count, slope, float(gain.mean())
+    return best, share
+
+
+def _predict_corrections(votes: Mapping[str, Votes], fold: NDArray[np.intp], count: int) -> Floats:
+    """delta_j . V d of every vote, in logits, by a fit to the other folds."""
     ends = np.cumsum([len(own.chosen) for own in votes.values()])
     folds = dict(zip(votes, np.split(fold, ends[:-1]), strict=True))
-    said = np.concatenate([
-        _compare_counts(
-            {name: own.take(folds[name] != part) for name, own in votes.items()},
-            {name: own.take(folds[name] == part) for name, own in votes.items()},
-        )
-        for part in range(FOLDS)
-    ])  # fmt: skip
-    best = int(said.mean(axis=0).argmax())
-    gain = said[:, best] - said[:, 0]
-    return best if gain.mean() > gain.std() / np.sqrt(max(len(gain), 1)) else 0
-
-
-def _compare_counts(seen: Mapping[str, Votes], unseen: Mapping[str, Votes]) -> Floats:
-    """(votes of `unseen`, 1 + MOST_TASTES): log-likelihood in nats under so many directions fitted to `seen`."""
-    columns = []
-    for count in range(MOST_TASTES + 1):
+    found = {name: np.zeros(len(own.chosen)) for name, own in votes.items()}
+    for part in range(FOLDS):
+        seen = {name: own.take(folds[name] != part) for name, own in votes.items()}
         tastes, prior = _fit(seen, count)
-        logits = [
-            own.margins + own.features @ tastes.T @ _judge(seen[name], tastes, prior)[0] for name, own in unseen.items()
-        ]
-        columns.append(_measure_fit(np.concatenate(logits), np.concatenate([own.chosen for own in unseen.values()])))
-    return np.stack(columns, axis=1)
+        for name, own in votes.items():
+            held = folds[name] == part
+            found[name][held] = own.features[held] @ tastes.T @ _judge(seen[name], tastes, prior)[0]
+    return np.concatenate(list(found.values()))
 
 
 def _measure_fit(logits: Floats, chosen: Floats) -> Floats:

@@ -41,12 +41,13 @@ def find_axes(features: Floats, count: int = AXES) -> Floats:
     return axes
 
 
-def fit_slope(margins: Floats, chosen: Floats) -> float:
-    """beta of P(a) = sigmoid(beta m): logits in a point of the common score, by Newton's method with a weak prior."""
-    beta = 0.0
+def fit_slope(margins: Floats, chosen: Floats, known: Floats | float = 0.0, *, towards: float = 0.0) -> float:
+    """beta of P(a) = sigmoid(known + beta m), by Newton's method, with the weak prior N(towards, 1)."""
+    beta = towards
     for _ in range(SLOPE_STEPS):
-        share = expit(beta * margins)
-        beta += float((margins @ (chosen - share) - beta) / (margins**2 @ (share * (1 - share)) + 1.0))
+        share = expit(known + beta * margins)
+        gradient = float(margins @ (chosen - share)) - (beta - towards)
+        beta += gradient / float(margins**2 @ (share * (1 - share)) + 1.0)
     return beta
 
 

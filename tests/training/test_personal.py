@@ -27,6 +27,7 @@ from accord.training.personal import (
     fit_people,
     is_apart,
     predict_votes,
+    scale_scores,
 )
 from accord.training.tastes import fit_slope
 from accord.types import Completion, Preference, Prompt
@@ -110,7 +111,7 @@ def test_questions_are_those_of_the_largest_determinant() -> None:
     """Greedy D-optimal design, by trying every candidate and computing the determinant itself."""
     source = np.random.default_rng(2)
     features, margins = source.normal(size=(12, 3)), source.normal(size=12)
-    people = People(torch.eye(3), torch.zeros(3), 1.0, torch.diag(torch.tensor([2.0, 1.0, 0.5])), {}, {})
+    people = People(torch.eye(3), torch.zeros(3), 1.0, 1.0, torch.diag(torch.tensor([2.0, 1.0, 0.5])), {}, {})
     share = 1 / (1 + np.exp(-margins))
     weights = share * (1 - share)
     information = np.diag([0.5, 1.0, 2.0])
@@ -197,7 +198,9 @@ def test_features_are_the_mean_over_the_answer_and_its_end(split: int) -> None:
 def test_whom_a_policy_can_serve(tmp_path: Path) -> None:
     """On a fitted reward model, from a file; with and without the trunk that PPO has."""
     base = build_fitted_base(1)
-    people = fit_people(cast(base, 6, 60, opposed=True, seed=1), centre=np.ones(2 * base.hidden_size))
+    source = np.random.default_rng(0)
+    scores, features = source.normal(size=200), source.normal(1.0, size=(200, 2 * base.hidden_size))
+    people = scale_scores(fit_people(cast(base, 6, 60, opposed=True, seed=1)), scores, features)
     people.save(tmp_path)
     again = People.load(tmp_path)
     rollout = Sampler(base).generate(None, [Prompt(text="01")] * 48, seeds=range(48), max_new_tokens=6, temperature=1.0)
@@ -217,11 +220,12 @@ def test_whom_a_policy_can_serve(tmp_path: Path) -> None:
     torch.testing.assert_close(parted.parts["common"], scores["common"], atol=1e-4, rtol=1e-4)
     answers = list(zip(rollout.prompts, rollout.completions, strict=True))
     features = torch.from_numpy(compute_answer_features(base, answers)).float()
-    expected = (features - 1.0) @ again.axes @ again.shifts["p1"] / again.slope
+    correction = (features - again.centre) @ again.axes @ again.shifts["p1"]
+    expected = (again.slope * scores["common"] + correction) / again.unit
     said = torch.tensor([len(base.tokens.encode_completion(answer)) for _, answer in answers])
     whole = said == rollout.completion_mask.sum(dim=1)  # a sampled PAD is lost in the text
     assert whole.sum() > 30
-    torch.testing.assert_close((scores["p1"] - scores["common"])[whole], expected[whole], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(scores["p1"][whole], expected[whole], atol=1e-3, rtol=1e-3)
     with pytest.raises(DataError, match="no people"):
         People.load(tmp_path / "elsewhere")
 
@@ -239,3 +243,20 @@ def test_the_slope_is_that_of_a_logistic_regression() -> None:
     chosen = (source.random(300) < 1 / (1 + np.exp(-1.7 * margins))).astype(np.float64)
     oracle = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-10).fit(margins[:, None], chosen)
     assert fit_slope(margins, chosen) == pytest.approx(float(oracle.coef_[0, 0]), abs=1e-6)
+
+
+def test_personal_scores_vary_as_the_common_ones_do() -> None:
+    """The unit by its definition: the variance of everybody's score, the mean over people, is that of the common."""
+    source = np.random.default_rng(4)
+    shifts = {name: torch.tensor(value) for name, value in (("for", [2.0, 0.0]), ("against", [-3.0, 1.0]))}
+    axes = torch.from_numpy(source.normal(size=(6, 2))).float()
+    people = People(axes, torch.zeros(6), 0.7, 0.7, torch.eye(2), shifts, {})
+    scores, features = source.normal(size=50), source.normal(2.0, size=(50, 6))
+    scaled = scale_scores(people, scores, features)
+    reward = [
+        (0.7 * scores + (features - features.mean(axis=0)) @ axes.double().numpy() @ shift.double().numpy())
+        / scaled.unit
+        for shift in shifts.values()
+    ]
+    assert np.mean([own.var() for own in reward]) == pytest.approx(scores.var(), rel=1e-5)
+    np.testing.assert_allclose(scaled.centre, features.mean(axis=0), rtol=1e-5)
