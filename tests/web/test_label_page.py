@@ -291,6 +291,21 @@ def test_the_next_item_is_painted_at_once(server: Server, page: Page) -> None:
     assert len(page.evaluate("performance.getEntriesByName('answer-to-next')")) >= 20
 
 
+def test_a_page_with_nothing_to_show_asks_again_only_now_and_then(server: Server, page: Page) -> None:
+    server.add(build_items(1))
+    server.start()
+    begin(page, server)
+    press_and_wait(page, "3")
+    page.wait_for_selector("#stage .idle-note >> text=You have judged 1")
+    wait_until_saved(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(6000)
+    assert 1 <= len(asked) <= 2, "once in four seconds"
+    server.add(build_items(2)[1:])
+    page.wait_for_selector("#stage .item", timeout=10_000)
+
+
 def test_two_browsers_race_for_the_last_item(server: Server, browser: Browser) -> None:
     server.add(build_items(1))
     server.start()

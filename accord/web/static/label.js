@@ -70,7 +70,7 @@ async function refill() {
   } finally {
     refilling = false;
   }
-  if (!current) showNext();
+  if (!current) { dropExpired(); show(queue.shift() || null); }   // asks no more: an idle page looks again in a while
   drawProgress();
 }
 
@@ -117,6 +117,8 @@ function show(entry) {
   } else {
     const empty = document.querySelector(reachable ? (progress.busy ? "#busy" : "#empty") : "#offline");
     stage.replaceChildren(empty.content.cloneNode(true));
+    const mine = stage.querySelector(".mine");
+    if (mine && progress.mine) mine.textContent = `You have judged ${progress.mine}: thank you. `;
   }
   page.dataset.lease = entry ? entry.lease : "";
   document.body.classList.toggle("idle", !entry);
