@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from accord.errors import ConflictError, NotFoundError, RefusedError
 from accord.feedback.items import Item, LeasedItem, move_places, read_items
@@ -203,29 +203,35 @@ def _choose_items(transaction: Transaction, annotator: str, count: int, round: i
         before.c.item_id == items.c.repeat_of, before.c.annotator == annotator, before.c.status == "answered"
     )
     query = (
-        select(items.c.id)
+        select(items.c.id, items.c.pair, items.c.gold, items.c.repeat_of)
         .where(items.c.is_open.is_(True), ~had.exists(), items.c.repeat_of.is_(None) | answered.exists())
         .order_by(items.c.position)
-        .limit(count)
     )
     if round is not None:
         query = query.where(items.c.round == round)
-    fresh = list(transaction.execute(query.where(~_is_known(annotator))).scalars())
+    fresh: list[str] = []
+    known: list[str] = []
+    while len(fresh) < count:
+        rows = transaction.execute(query.where(items.c.id.not_in(fresh + known)).limit(count)).all()
+        if not rows:
+            break
+        judged = _find_judged_pairs(transaction, annotator, [row.pair for row in rows])
+        for row in rows:
+            again = row.pair in judged and row.gold is None and row.repeat_of is None  # checks are asked for that
+            (known if again else fresh).append(row.id)
     held = select(leases.c.id).where(leases.c.annotator == annotator, leases.c.status == "live").limit(1)
     if fresh or transaction.execute(held).first() is not None:
-        return fresh
-    return list(transaction.execute(query).scalars())
+        return fresh[:count]
+    return known[:count]
 
 
-def _is_known(annotator: str) -> ColumnElement[bool]:
-    """Of an item: `annotator` has judged its pair under another item, and it is no check, which is asked for that."""
-    other = items.alias("other")
+def _find_judged_pairs(transaction: Transaction, annotator: str, pairs: Sequence[str | None]) -> set[str]:
+    """Those of `pairs` that `annotator` has judged, under whichever item."""
     judged = select(leases.c.id).where(
-        leases.c.item_id == other.c.id, leases.c.annotator == annotator, leases.c.status == "answered"
+        leases.c.item_id == items.c.id, leases.c.annotator == annotator, leases.c.status == "answered"
     )
-    # An EXISTS within an EXISTS, no join: SQLite would begin with all that the annotator has ever answered.
-    twin = select(other.c.id).where(other.c.pair == items.c.pair, other.c.id != items.c.id, judged.exists())
-    return items.c.gold.is_(None) & items.c.repeat_of.is_(None) & twin.exists()
+    named = [pair for pair in pairs if pair is not None]
+    return set(transaction.execute(select(items.c.pair).where(items.c.pair.in_(named), judged.exists())).scalars())
 
 
 def _build_lease(
