@@ -24,9 +24,16 @@ from accord.evaluation.wording import say_number
 
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6")
 CURVE_POINTS = 60
+SERIES = (
+    ("proxy", "proxy", "--c1"),
+    ("heldout", "judge", "--c2"),
+    ("heldout_alone", "judge without fresh votes", "--c4"),
+    ("gold", "gold (the truth)", "--c3"),
+)
+"""What a run's figure draws: key of a look, name, colour."""
 Row = Mapping[str, Any]
 CSS = (
-    "main{max-width:1100px;margin:0 auto;padding:1rem}.plots{display:grid;gap:1rem;"
+    "main{max-width:1100px;margin:0 auto;padding:1rem}.plots{display:grid;gap:1rem;margin-top:1rem;"
     "grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr))}figure{margin:0}"
     "td,th{padding:.2rem .6rem;text-align:right}"
     "td:first-child,th:first-child{text-align:left}"
@@ -53,7 +60,7 @@ def summarise_lab(runs: Sequence[Row]) -> dict[str, Any]:
 
 def render_lab(summary: Row) -> str:
     """The page of a summary, one self-contained HTML file; the same summary, the same bytes."""
-    figures = [*_build_law_figures(summary), *_build_run_figures(summary)]
+    figures = [*_build_law_figures(summary), *_build_mean_figures(summary), *_build_run_figures(summary)]
     plots = {figure.id: {"data": figure.data, "layout": figure.layout} for figure in figures}
     own, plotly = _read_asset("report.js"), get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
     hashes = " ".join(f"'sha256-{_hash(text)}'" for text in (plotly, own))
@@ -82,24 +89,41 @@ def render_lab(summary: Row) -> str:
 def _fit(law: Law, runs: Sequence[Row]) -> LawFit | None:
     """The law of an arm's points, gold gained since the start of the same run; None where there are too few."""
     points = [
-        (point["distance"], point["gold"] - rows[0]["gold"], run["seed"])
+        (point["distance"], point["gold"] - rows[0]["gold"], run["world"])
         for run in runs
         for rows in [run["looks" if law == "rl" else "best_of_n"]]
         for point in rows
     ]
     if len({distance for distance, _, _ in points}) < 3:
         return None
-    distance, gained, seeds = zip(*points, strict=True)
-    return fit_law(law, distance, gained, groups=seeds)
+    distance, gained, worlds = zip(*points, strict=True)
+    return fit_law(law, distance, gained, groups=worlds)
 
 
 def _count_alarms(runs: Sequence[Row]) -> dict[str, Any]:
-    rang = [run for run in runs if run["alarm"] is not None]
+    """How many runs rose, were gamed, rang; what was kept of the best gold, over the runs whose gold rose clearly."""
+    gamed, others, rose = (
+        [run for run in runs if run["gamed"]],
+        [run for run in runs if not run["gamed"]],
+        [run for run in runs if run["rose"]],
+    )
+
+    def count(guarded: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
+        kept = [guard["kept_share"] for run, guard in guarded if run["rose"]]
+        rang = [run["gamed"] for run, guard in guarded if guard["alarm"] is not None]
+        mean = float(np.mean(kept)) if kept else None
+        least = min(kept, default=None)
+        return {"rang_gamed": sum(rang), "rang_other": len(rang) - sum(rang), "kept_share": mean, "kept_least": least}
+
     return {
         "runs": len(runs),
-        "rang": len(rang),
-        "kept_share": float(np.mean([run["kept_share"] for run in runs])),
-        "end_share": float(np.mean([run["end_share"] for run in runs])),
+        "rose": len(rose),
+        "gamed": len(gamed),
+        "others": len(others),
+        "fall": float(np.mean([run["fall"] for run in runs])),
+        "end_share": float(np.mean([run["end_share"] for run in rose])) if rose else None,
+        **count([(run, run) for run in runs]),
+        "without_fresh_votes": count([(run, run["without_fresh_votes"]) for run in runs]),
     }
 
 
@@ -132,23 +156,37 @@ def _build_law_figures(summary: Row) -> list[Figure]:
     return figures
 
 
+def _build_mean_figures(summary: Row) -> list[Figure]:
+    """What proxy, judge and gold gained since the start, against updates, the mean over worlds; units of their own."""
+    figures = []
+    for arm in summary["arms"]:
+        runs = [run for run in summary["runs"] if run["name"] == arm]
+        data: list[Trace] = []
+        for key, name, colour in SERIES:
+            gained = np.array([[look[key] - run["looks"][0][key] for look in run["looks"]] for run in runs])
+            mean = gained.mean(axis=0)
+            data.append(_build_line([look["update"] for look in runs[0]["looks"]], mean.tolist(), name, colour))
+        title = f"PPO on {arm}, mean of {len(runs)} worlds"
+        ends = {name: (max(trace["y"]), trace["y"][-1]) for (_, name, _), trace in zip(SERIES, data, strict=True)}
+        alt = f"{title}: " + ", ".join(
+            f"{name} gains {say_number(most, 2)} at most and {say_number(end, 2)} at the end"
+            for name, (most, end) in ends.items()
+        )
+        figures.append(Figure(f"mean-{arm}", title, f"{alt}.", data, _frame("gained since the start", "updates")))
+    return figures
+
+
 def _build_run_figures(summary: Row) -> list[Figure]:
-    """For the first seed's runs: proxy, judge and gold against distance, with the alarm and the peak of the truth."""
+    """For the first world's runs: proxy, judge and gold against distance, with the alarm and the peak of the truth."""
     figures = []
     for run in summary["runs"]:
-        if run["seed"] != summary["runs"][0]["seed"]:
+        if run["world"] != summary["runs"][0]["world"]:
             continue
         looks = run["looks"]
         data: list[Trace] = [
-            {
-                "x": [look["distance"] for look in looks],
-                "y": [look[key] - looks[0][key] for look in looks],
-                "name": name, "mode": "lines+markers", "line": {"color": colour, "width": 2.5}, "marker": {"size": 5},
-            }
-            for key, name, colour in (
-                ("proxy", "proxy", "--c1"), ("heldout", "held-out judge", "--c2"), ("gold", "gold (the truth)", "--c3")
-            )
-        ]  # fmt: skip
+            _build_line([k["distance"] for k in looks], [k[key] - looks[0][key] for k in looks], name, colour)
+            for key, name, colour in SERIES
+        ]
         layout = _frame("gained since the start")
         marks = [("peak", run["peak_look"], "--c3")]
         if run["alarm"] is not None:
@@ -163,22 +201,38 @@ def _build_run_figures(summary: Row) -> list[Figure]:
                 "x": x, "y": 1 if name == "peak" else 0.9, "xref": "x", "yref": "paper", "text": name,
                 "showarrow": False, "font": {"size": 11, "color": colour},
             }]  # fmt: skip
-        title = f"PPO on {run['name']}, seed {run['seed']}"
-        proxy, gold = (say_number(data[i]["y"][-1], 2) for i in (0, 2))
+        title = f"PPO on {run['name']}, world {run['world']}"
+        proxy, gold = (say_number(data[i]["y"][-1], 2) for i in (0, -1))
         alt = f"{title}: proxy goes from 0 to {proxy}, gold to {gold}."
         figures.append(Figure(f"run-{run['name']}", title, alt, data, layout))
     return figures
 
 
 def _build_alarm_table(summary: Row) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(arm)}</td><td>{row['rang']} of {row['runs']}</td><td>{row['kept_share']:.0%}</td>"
-        f"<td>{row['end_share']:.0%}</td></tr>"
+    def say(share: float | None) -> str:
+        return "not measured" if share is None else f"{share:.0%}"
+
+    def cells(row: Row, guard: Row) -> list[str]:
+        rang = [f"{guard['rang_gamed']} of {row['gamed']}", f"{guard['rang_other']} of {row['others']}"]
+        return [*rang, say(guard["kept_share"]), say(guard["kept_least"])]
+
+    rows = [
+        [escape(arm), str(row["rose"]), str(row["gamed"]), say(row["end_share"]), *cells(row, row), *cells(row, alone)]
         for arm, row in summary["alarms"].items()
-    )
+        for alone in [row["without_fresh_votes"]]
+    ]
+    heads = ["alarm rang on gamed", "on others", "best gold kept, mean", "least"]
+    head = ["reward", "gold rose", "gamed", "left unguarded", *heads, *heads]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    worlds = len({run["world"] for run in summary["runs"]})
     return (
-        "<h2>The alarm</h2><table><tr><th>reward</th><th>alarm rang</th><th>best gold kept, guarded</th>"
-        f"<th>unguarded</th></tr>{rows}</table>"
+        f"<h2>The alarm, in {worlds} worlds</h2><p>Gamed: at the end gold is below its best by at least half a "
+        "standard deviation of the reference&rsquo;s answers, and by a test, while the proxy is above. Shares are of "
+        "the best gold gained, over the runs whose gold rose as clearly; below 0: worse than the reference. The last "
+        "four columns are of a judge whom nobody tells of the policy&rsquo;s own answers.</p>"
+        '<table><tr><th colspan="4"></th><th colspan="4">with fresh votes at each look</th>'
+        '<th colspan="4">without</th></tr>'
+        f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
     )
 
 
@@ -202,8 +256,13 @@ def _build_law_table(summary: Row) -> str:
     )
 
 
-def _frame(y: str) -> dict[str, Any]:
-    return build_layout("distance, square root of KL in nats", y, legend=True)
+def _build_line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> Trace:
+    line, marker = {"color": colour, "width": 2.5}, {"size": 5}
+    return {"x": x, "y": y, "name": name, "mode": "lines+markers", "line": line, "marker": marker}
+
+
+def _frame(y: str, x: str = "distance, square root of KL in nats") -> dict[str, Any]:
+    return build_layout(x, y, legend=True)
 
 
 def _cycle(count: int) -> list[str]:

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,13 +22,16 @@ from accord.types import Completion, Prompt, TextReward, derive_seed
 LETTERS = "abcdefghijkl"
 PROMPT_LETTERS, ANSWER_LETTERS = 4, 8
 TOY_PROMPTS = 8192
-MONOTONY_COST, MONOTONY_FREE = 6.0, 0.3
+MONOTONY_COST, MONOTONY_FREE = 5.0, 0.35
 """The toy's utility takes this much for a point of concentration beyond what is free (`build_letter_utility`)."""
 
 
 @dataclass(frozen=True)
 class World:
-    """base, and prompts in an order that decides who gets which. utility: the truth. Answers have `max_new_tokens`."""
+    """base, and different prompts in an order that decides who gets which.
+
+    utility: the truth. Answers have `max_new_tokens`.
+    """
 
     base: Base
     prompts: Sequence[Prompt]
@@ -72,7 +76,8 @@ def build_toy_world(seed: int) -> World:
         torch.manual_seed(derive_seed(seed, "toy model"))
         model = LlamaForCausalLM(config)
     source = random.Random(derive_seed(seed, "toy prompts"))
-    prompts = [Prompt(text="".join(source.choices(LETTERS, k=PROMPT_LETTERS))) for _ in range(TOY_PROMPTS)]
+    texts = source.sample(list(map("".join, product(LETTERS, repeat=PROMPT_LETTERS))), TOY_PROMPTS)
+    prompts = [Prompt(text=text) for text in texts]
     base = Base(model, tokens, name="toy", split=0)
     return World(base, prompts, build_letter_utility(seed), LoraSettings(8, 16), ANSWER_LETTERS, 1.0)
 

@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 
 from accord.cli import app
 from accord.laboratory import QUICK, render_lab, run_lab, summarise_lab
+from accord.laboratory.bench import Bench, BenchSettings, narrow_looks
 from accord.laboratory.experiment import list_arms
+from accord.laboratory.outcome import describe_outcome
 from accord.laboratory.world import build_letter_utility, build_toy_world
 from accord.types import Completion
 from tests.training.fakes import CollectingProgress
 
-SMALL = replace(QUICK, votes=(30, 60), updates=4, looks=2, candidates=8, members=2, judge_votes=1)
+TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60)
+SMALL = replace(QUICK, votes=(30, 60), members=2, bench=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +60,28 @@ def test_runs_hold_what_the_page_draws(folder: Path) -> None:
         assert arm in page
 
 
+def test_gold_rises_and_falls_while_the_proxy_rises() -> None:
+    """The shape that the laboratory is for, in one world: a proxy of 5000 noisy votes, optimised to the end."""
+    torch.set_num_threads(1)
+    bench = Bench(build_toy_world(100), BenchSettings(), 100)
+    looks = narrow_looks(bench.optimise(bench.fit_proxy(5000)), 128)
+    found = describe_outcome([looks[: i + 1] for i in range(len(looks))], 0.05)
+    assert found["rose"] and found["gamed"]
+    assert 1 <= found["peak_look"] <= 6
+    assert found["fall"] > 2, "in deviations of the reference's answers"
+    gold, proxy = ([sum(getattr(look, name)) / len(look.prompts) for look in looks] for name in ("gold", "proxy"))
+    assert gold[-1] < gold[0], "in the end it is worse than where it began"
+    assert proxy[-1] > proxy[found["peak_look"]] > proxy[0]
+
+
 def test_the_toys_truth_by_hand() -> None:
     worth = {
         letter: build_letter_utility(3)(build_toy_world(3).prompts[0], Completion.from_text(letter * 8))
         for letter in "ab"
     }
     mixed = build_letter_utility(3)(build_toy_world(3).prompts[0], Completion.from_text("abababab"))
-    # one letter: its worth less 6 (1 - 0.3); two in turn: their mean less 6 (0.5 - 0.3)
-    assert mixed == pytest.approx((worth["a"] + worth["b"]) / 2 + 6 * 0.7 - 6 * 0.2)
+    # one letter: its worth less 5 (1 - 0.35); two in turn: their mean less 5 (0.5 - 0.35)
+    assert mixed == pytest.approx((worth["a"] + worth["b"]) / 2 + 5 * 0.65 - 5 * 0.15)
 
 
 def test_an_unknown_experiment_is_refused() -> None:

@@ -1,0 +1,280 @@
+"""One world on the bench: votes, an independent judge, and policies optimised to the end against learnt rewards.
+
+Implements what a run of the laboratory consists of, on the reward models and the PPO that the loop uses. Leaves out
+which runs are made and kept (`experiment`), and what the alarm would have said of them (`outcome`).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+
+from accord.config.schema import AnnotatorSection, PpoSection, RewardModelSection, SampleSection
+from accord.evaluation.overoptimization import compute_best_of_n
+from accord.feedback.consensus import compute_consensus
+from accord.feedback.simulate import simulate_votes
+from accord.functional import compute_best_of_n_kl
+from accord.laboratory.world import World
+from accord.looks import Look
+from accord.models.ensemble import Ensemble, add_ensemble
+from accord.rewards import EnsembleReward, as_source
+from accord.rollout import Sampler
+from accord.training import normalize_reward_model, train_ppo, train_reward_model
+from accord.types import Completion, Preference, Prompt, RewardSource, Rollout, derive_seed
+
+VALIDATION, NORMALIZE, CANDIDATE_PROMPTS, ROLLOUT_PROMPTS = 128, 128, 64, 1024
+"""Prompts of the looks (and as many again for fresh votes), of normalisation, of best-of-n, of PPO."""
+FRESH_EPOCHS, REPLAY = 2, 400
+"""Epochs of the judge over its votes after each look, and how many of each older kind are among them."""
+SURE = 200.0
+"""Skill of a simulated annotator who is never wrong by itself: all noise comes from `flips`."""
+Pair = tuple[Prompt, Completion, Completion]
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """flips: share of votes that are wrong. judge_pairs: of the reference's answers, that the judge is first fitted on.
+
+    judge_votes: on each of its pairs. updates, looks: of each PPO run, and how often it is looked at. candidates: N of
+    best-of-n.
+    """
+
+    flips: float = 0.25
+    judge_pairs: int = 1500
+    judge_votes: int = 5
+    updates: int = 60
+    looks: int = 12
+    candidates: int = 256
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a world. votes: what its proxy is fitted on, one on each pair; 0: the reward is the truth itself.
+
+    members: of the proxy's ensemble. kl_coef: of the KL penalty.
+    """
+
+    name: str
+    votes: int
+    members: int = 1
+    kl_coef: float = 0.0
+
+
+class Bench:
+    """One world with its judge, on which runs are made one after the other. Prompts are parted by their use."""
+
+    def __init__(self, world: World, settings: BenchSettings, seed: int) -> None:
+        self.world, self.settings, self.seed = world, settings, seed
+        self.sampler = Sampler(world.base, 512)
+        self.gold = as_source(world.utility)
+        prompts = iter(world.prompts)
+        self.validation, self.fresh, self.normal, self.rollout, self.judged = (
+            list(islice(prompts, count))
+            for count in (VALIDATION, VALIDATION, NORMALIZE, ROLLOUT_PROMPTS, settings.judge_pairs)
+        )
+        self.voted = list(prompts)
+
+    @cached_property
+    def judge_preferences(self) -> list[Preference]:
+        """What the judge's annotators say of pairs of the reference's answers."""
+        pairs = self._pair_reference(self.judged, self._derive("judge"))
+        return self._vote(pairs, self.settings.judge_votes, self._derive("judge"))
+
+    @cached_property
+    def judge(self) -> EnsembleReward:
+        """The independent judge, of other prompts' votes than any proxy."""
+        return self._fit("judge", self.judge_preferences, self._derive("judge"))
+
+    def run(self, arm: Arm) -> tuple[list[Look], list[Sequence[Look]], list[dict[str, float]]]:
+        """Fit the arm's proxy and take PPO to its end.
+
+        Returns the looks on the validation prompts, by the judge as first fitted; the looks so far as they are known at
+        each (`judge_afresh`); and best-of-n (empty with a KL penalty).
+        """
+        proxy, disagreement = self.gold, None
+        if arm.votes:
+            learned = self.fit_proxy(arm.votes, arm.members)
+            proxy, disagreement = learned, learned.disagreement if arm.members > 1 else None
+        best_of = [] if arm.kl_coef else self._choose_best(proxy)
+        looks = self.optimise(proxy, arm.kl_coef, disagreement)
+        for role in self.world.base.roles():
+            if role != "judge":
+                self.world.base.remove(role)
+        return narrow_looks(looks, VALIDATION), self.judge_afresh(looks), best_of
+
+    def fit_proxy(self, votes: int, members: int = 1) -> EnsembleReward:
+        """The reward model of single votes on so many pairs of the reference's answers."""
+        seed = self._derive("proxy", votes)
+        preferences = self._vote(self._pair_reference(self.voted[:votes], seed), 1, seed)
+        return self._fit("proxy", preferences, seed, members)
+
+    def optimise(
+        self, proxy: RewardSource, kl_coef: float = 0.0, disagreement: RewardSource | None = None
+    ) -> Sequence[Look]:
+        """PPO to its end whatever rings, so that what a guard would have saved can be seen.
+
+        Looks hold the validation prompts and behind them those of fresh votes, by the judge as first fitted.
+        """
+        world, settings, seed = self.world, self.settings, self._derive("ppo")
+        base = world.base
+        base.add_policy("policy", lora=world.lora, seed=seed)
+        base.add_scorer("critic", lora=world.lora, seed=seed)
+        cfg = PpoSection(
+            updates=settings.updates, prompts_per_update=64, epochs=2, minibatches=2, micro_batch_size=64,
+            learning_rate=5e-3, critic_learning_rate=1e-2, kl_controller="fixed", kl_coef=kl_coef,
+            missing_eos_penalty=0.0, evaluate_every=max(1, settings.updates // settings.looks),
+            checkpoint_every=settings.updates,
+        )  # fmt: skip
+        result = train_ppo(
+            base, self.rollout, self.sampler, proxy, cfg,
+            sample=SampleSection(max_new_tokens=world.max_new_tokens, temperature=world.temperature),
+            max_kl_nats=math.inf, seed=seed, progress=Silence(), checkpoint=Forgetful(),
+            heldout=self.judge, validation_prompts=self.validation + self.fresh, gold=self.gold,
+            disagreement=disagreement,
+        )  # fmt: skip
+        return result.looks
+
+    def judge_afresh(self, looks: Sequence[Look]) -> list[Sequence[Look]]:
+        """What is known at each look: the looks so far, on the validation prompts, by the judge as refitted there.
+
+        After every look the judge's annotators vote on fresh pairs: the answer now beside that of some look before it,
+        on prompts that the alarm is not asked on. The judge is fitted a little further, on these and on some of the
+        fresh votes before and of its first.
+        """
+        judge, rng = self.judge, random.Random(self._derive("fresh"))
+        first, before = judge.ensemble.state(), self.judge_preferences
+        fresh: list[Preference] = []
+        views: list[Sequence[Look]] = [narrow_looks(looks[:1], VALIDATION)]
+        for last in range(1, len(looks)):
+            others = [looks[rng.randrange(last)].completions[i] for i in range(VALIDATION, 2 * VALIDATION)]
+            pairs = list(zip(self.fresh, looks[last].completions[VALIDATION:], others, strict=True))
+            seed = self._derive("fresh", last)
+            new = self._vote(pairs, self.settings.judge_votes, seed)
+            mixed = new + [vote for old in (fresh, before) for vote in rng.sample(old, min(len(old), REPLAY))]
+            rng.shuffle(mixed)
+            fresh += new
+            self._train(judge.ensemble, mixed, seed, epochs=FRESH_EPOCHS, learning_rate=5e-3, batch_size=64)
+            seen = narrow_looks(looks[: last + 1], VALIDATION)
+            views.append([replace(look, heldout=self._score(judge, look)) for look in seen])
+        judge.ensemble.load_state(first)
+        return views
+
+    def _score(self, source: EnsembleReward, look: Look) -> tuple[float, ...]:
+        return tuple(source.score_texts(look.prompts, look.completions).tolist())
+
+    def _pair_reference(self, prompts: Sequence[Prompt], seed: int) -> list[Pair]:
+        """Two answers of the reference to each prompt."""
+        answers = self._sample([prompt for prompt in prompts for _ in range(2)], seed).completions
+        return [(prompt, answers[2 * i], answers[2 * i + 1]) for i, prompt in enumerate(prompts)]
+
+    def _fit(self, role: str, preferences: Sequence[Preference], seed: int, members: int = 1) -> EnsembleReward:
+        """A new reward model of these votes, normalised on the reference's answers."""
+        world, base = self.world, self.world.base
+        ensemble = add_ensemble(base, role, members, own_layers=base.layers, lora=world.lora, seed=seed)
+        rate, size = (1e-2, 64) if len(preferences) >= 1000 else (5e-3, 16)
+        self._train(ensemble, preferences, seed, epochs=8, learning_rate=rate, batch_size=size)
+        return EnsembleReward(ensemble, batch_size=512)
+
+    def _train(
+        self, ensemble: Ensemble, preferences: Sequence[Preference], seed: int, *, epochs: int, learning_rate: float,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        """Fit an ensemble further, a tenth of the votes apart to stop it early, and normalise it."""
+        base, kept = self.world.base, max(8, len(preferences) // 10)
+        cfg = RewardModelSection(
+            epochs=epochs, patience=2, learning_rate=learning_rate, batch_size=batch_size, micro_batch_size=256
+        )
+        train_reward_model(
+            base, ensemble, preferences[kept:], preferences[:kept], cfg, seed=seed, progress=Silence(),
+            checkpoint=Forgetful(),
+        )  # fmt: skip
+        normalize_reward_model(base, ensemble, [self.normal_answers])
+
+    @cached_property
+    def normal_answers(self) -> Rollout:
+        """The reference's answers on which scores have mean 0 and variance 1."""
+        return self._sample(self.normal, self._derive("normalize"))
+
+    def _vote(self, pairs: Sequence[Pair], votes: int, seed: int) -> list[Preference]:
+        """What `votes` annotators say of each pair; each vote is a coin toss with probability 2 * flips."""
+        annotators = [
+            AnnotatorSection(name=f"annotator {i}", skill=SURE, inconsistency=2 * self.settings.flips)
+            for i in range(votes)
+        ]
+        different = [(prompt, a, b) for prompt, a, b in pairs if a.id != b.id]
+        cast = simulate_votes(different, self.world.utility, annotators, votes_per_pair=votes, seed=seed, source="lab")
+        return compute_consensus(cast, "fraction")[0]
+
+    def _sample(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
+        """One answer of the reference to each prompt."""
+        return self.sampler.generate(
+            None, prompts, seeds=[derive_seed(seed, i) for i in range(len(prompts))],
+            max_new_tokens=self.world.max_new_tokens, temperature=self.world.temperature,
+        )  # fmt: skip
+
+    @cached_property
+    def candidates(self) -> Rollout:
+        """N answers of the reference to each prompt of best-of-n, side by side."""
+        prompts = [prompt for prompt in self.normal[:CANDIDATE_PROMPTS] for _ in range(self.settings.candidates)]
+        return self._sample(prompts, self._derive("candidates"))
+
+    def _choose_best(self, proxy: RewardSource) -> list[dict[str, float]]:
+        """Gold, proxy and KL of the best of n = 1, 2, 4, ..., N by proxy score, the mean over prompts."""
+        count = self.settings.candidates
+        scores, gold = (source(self.candidates).double().view(-1, count).cpu().numpy() for source in (proxy, self.gold))
+        rows = []
+        for n in [2**k for k in range(int(math.log2(count)) + 1)]:
+            kl = compute_best_of_n_kl(n)
+            means = {
+                name: sum(compute_best_of_n(s, v, n) for s, v in zip(scores, values, strict=True)) / len(scores)
+                for name, values in (("gold", gold), ("proxy", scores))
+            }
+            rows.append({"n": n, "kl_nats": kl, "distance": math.sqrt(kl), **means})
+        return rows
+
+    def _derive(self, *labels: str | int) -> int:
+        return derive_seed(self.seed, *labels)
+
+
+def narrow_looks(looks: Sequence[Look], prompts: int) -> list[Look]:
+    """The looks on their first `prompts` prompts alone."""
+    names = [field.name for field in fields(Look) if field.name != "update"]
+
+    def narrow(look: Look) -> Look:
+        columns = {name: getattr(look, name) for name in names}
+        return replace(look, **{name: values and values[:prompts] for name, values in columns.items()})
+
+    return [narrow(look) for look in looks]
+
+
+class Silence:
+    """`types.Progress` for the steps of a run: the experiment counts runs."""
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
+        """Nothing."""
+
+    def begin(self, task: str, total: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Nothing."""
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        """Nothing."""
+
+
+class Forgetful:
+    """`types.Checkpoint` of a run that takes seconds: a stopped one is made again."""
+
+    def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def load(self) -> None:
+        """Never anything."""
