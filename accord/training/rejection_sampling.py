@@ -2,7 +2,7 @@
 
 Implements one round of Touvron et al. 2023 (Llama 2, section 3.2.3), the baseline that every PPO must beat. The winners
 are trained on as the very token ids that were sampled. The epoch with the best held-out score within the KL budget is
-kept, as in PPO. Leaves out further rounds: that is what the loop's rounds are for.
+kept, and an alarm ends it, as in PPO. Leaves out further rounds: that is what the loop's rounds are for.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
 
     result = fit_sequences(
         base, job.policy, store.winners, cfg, seed=job.seed, progress=job.progress, checkpoint=store,
-        after_epoch=judge_epoch,
+        after_epoch=judge_epoch, stops=lambda: bool(store.record.alarms),
     )  # fmt: skip
     record = store.record
     record.best.restore(base, job.policy)
-    best_update = record.best.update if record.best.weights else cfg.epochs
     history = [store.first, *result.history]
+    best_update = record.best.update if record.best.weights else int(history[-1]["update"])
     return TrainingResult(history, best_update, record.stopped, record.looks, record.alarms)
 
 

@@ -6,7 +6,7 @@ to zero. Leaves out packing several conversations into one row: rows are sorted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -93,10 +93,12 @@ def fit_sequences(
     progress: Progress,
     checkpoint: Checkpoint,
     after_epoch: EpochHook | None = None,
+    stops: Callable[[], bool] | None = None,
 ) -> SftResult:
     """Minimise -1/N sum_t log pi(y_t | x, y_<t) over the completions' tokens, `cfg.epochs` passes, `role` in place.
 
     `after_epoch`, where given, adds its metrics to each epoch's row, as a trainer that picks the best epoch needs.
+    `stops`, where given, is asked before each epoch whether those that are left should not be run.
 
     Raises:
         DataError: no sequences.
@@ -114,6 +116,8 @@ def fit_sequences(
     progress.begin(f"fine-tuning {role}", total, "steps")
     progress.advance(len(history) * steps_an_epoch)
     for epoch in range(len(history), cfg.epochs):
+        if stops is not None and stops():
+            break
         rows = []
         batches = shuffle_in_buckets([len(s) for s in cached], cfg.batch_size, derive_seed(seed, "epoch", epoch))
         for step, batch in enumerate(batches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from accord.config import Config
 from accord.config.schema import PolicySection, RejectionSamplingSection, SampleSection, SftSection
 from accord.errors import DataError
+from accord.looks import Alarm, Look
 from accord.models import Base, LoraSettings
 from accord.rollout import Sampler
 from accord.training import TRAINERS, SftResult, TrainingJob, TrainingResult, train_sft
@@ -133,6 +135,23 @@ def test_rejection_sampling_keeps_the_best_epoch() -> None:
 
     assert run(base, heldout=judge).best_update == 2
     assert all(torch.equal(value, seen[2][name]) for name, value in base.state("policy").items())
+
+
+def test_an_alarm_ends_rejection_sampling_and_the_epoch_before_stands() -> None:
+    """Rings after epoch 2 of 3: no third, the best before it is kept; killed there and started again, the same."""
+
+    def watch(looks: Sequence[Look]) -> list[Alarm]:
+        return [Alarm("reversal", looks[-1].update, "the judge fell")] if looks[-1].update == 2 else []
+
+    base = build()
+    whole = run(base, watch=watch)
+    assert [row["update"] for row in whole.history] == [0, 1, 2]
+    assert whole.best_update < 2
+    assert whole.stopped is not None and "update 2" in whole.stopped
+    checkpoint = MemoryCheckpoint(kill_after_saves=3)
+    with pytest.raises(Killed):
+        run(build(), watch=watch, checkpoint=checkpoint)
+    assert run(build(), watch=watch, checkpoint=checkpoint) == whole
 
 
 def test_a_killed_rejection_sampling_ends_with_the_same_bits() -> None:
