@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,11 @@ def sample_answers(base: Base, path: Path, options: argparse.Namespace) -> list[
 
 def describe(base: Base, answers: Sequence[tuple[Prompt, Completion]], folder: Path) -> NDArray[Any]:
     """The answers' features, each chunk kept as soon as it is there."""
-    return np.concatenate([
-        keep(folder / f"features-{start}.npy", lambda s=start: compute_answer_features(base, answers[s : s + CHUNK]))
-        for start in range(0, len(answers), CHUNK)
-    ])  # fmt: skip
+    found = []
+    for start in range(0, len(answers), CHUNK):
+        chunk = answers[start : start + CHUNK]
+        found.append(keep(folder / f"features-{start}.npy", partial(compute_answer_features, base, chunk)))
+    return np.concatenate(found)
 
 
 def _list_prompts(part: str, options: argparse.Namespace) -> list[Prompt]:
