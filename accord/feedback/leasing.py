@@ -226,12 +226,15 @@ def _choose_items(transaction: Transaction, annotator: str, count: int, round: i
 
 
 def _find_judged_pairs(transaction: Transaction, annotator: str, pairs: Sequence[str | None]) -> set[str]:
-    """Those of `pairs` that `annotator` has judged, under whichever item."""
-    judged = select(leases.c.id).where(
-        leases.c.item_id == items.c.id, leases.c.annotator == annotator, leases.c.status == "answered"
-    )
+    """Those of `pairs` that `annotator` has judged, under whichever item. Two look-ups by key: of one query with both
+    tables a database without statistics may read the whole of either."""
     named = [pair for pair in pairs if pair is not None]
-    return set(transaction.execute(select(items.c.pair).where(items.c.pair.in_(named), judged.exists())).scalars())
+    twins = transaction.execute(select(items.c.id, items.c.pair).where(items.c.pair.in_(named)))
+    pair_of: dict[str, str] = {row.id: row.pair for row in twins}
+    judged = select(leases.c.item_id).where(
+        leases.c.item_id.in_(list(pair_of)), leases.c.annotator == annotator, leases.c.status == "answered"
+    )
+    return {pair_of[item_id] for item_id in transaction.execute(judged).scalars()}
 
 
 def _build_lease(
