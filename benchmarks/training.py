@@ -148,7 +148,8 @@ def run_ppo(
         prompts_per_update=work["prompts"],
         epochs=work["epochs"],
         minibatches=work["minibatches"],
-        micro_batch_size=work["prompts"] // max(work["micro_batches"], work["minibatches"]),
+        micro_batch_size=work.get("micro_batch_size")
+        or work["prompts"] // max(work["micro_batches"], work["minibatches"]),
         learning_rate=work["learning_rate"],
         critic=work.get("critic", "adapter"),
         old_logprobs=work.get("old_logprobs", "trainer"),

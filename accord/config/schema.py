@@ -321,6 +321,15 @@ class ComputeSection(Section):
     timeout_seconds: float = Field(
         600.0, gt=0, description="A process that another one waits for so long counts as lost."
     )
+    memory_gb: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Memory of a process, from which micro-batches are chosen (docs/memory.md); 0: they are as set.",
+    )
+    checkpoint_gradients: bool = Field(
+        False, description="Keep less for the backward pass and compute it again: same gradients, slower, leaner."
+    )
 
 
 class Config(Section):

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from accord import distributed
 from accord.config import Config
 from accord.feedback.store import VoteStore
+from accord.loop.budget import choose_sampling_batch
 from accord.models import Base, LoraSettings, load_base
 from accord.models.ensemble import name_members
+from accord.models.recompute import recompute_layers
 from accord.rewards import EnsembleReward, LearnedReward, load_learned_reward
 from accord.rewards.learned import AVERAGE
 from accord.rollout import Sampler
 from accord.rollout.sharded import SharedSampler
+from accord.training.memory import return_freed_memory
 from accord.types import Generator, Progress
 from accord.workspace import Artifact, Workspace, read_lines, replace_lines
 
@@ -47,6 +50,7 @@ class RunContext:
             model = self.config.model
             split = 0 if model.adapter == "full" else model.split
             self._base = load_base(self._base_name, dtype=model.dtype, split=split, device=self.config.compute.device)
+            self._spare_memory()
         return self._base
 
     def stand_on(self, stage: Stage) -> None:
@@ -77,6 +81,7 @@ class RunContext:
         """A new policy that equals the base, of the kind that `model.adapter` asks for."""
         every_layer = self.config.model.adapter == "lora_all"
         self.base.add_policy(role, lora=self.policy_lora, seed=seed, every_layer=every_layer)
+        self._spare_memory()
 
     def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Generator:
         """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them.
@@ -90,7 +95,7 @@ class RunContext:
             if on_tokens:
                 on_tokens(everywhere)
 
-        own = Sampler(self.base, self.config.sample.batch_size, count)
+        own = Sampler(self.base, choose_sampling_batch(self.base, self.config), count)
         if distributed.count() == 1:
             return own
         return SharedSampler(own, pad_id=self.base.tokens.pad_id, device=self.base.device)
@@ -112,7 +117,15 @@ class RunContext:
         """The policy of an artifact of its own under the name `role`."""
         self.forget(role)
         self.base.load_policy(role, adapter_folder(artifact.folder))
+        self._spare_memory()
         return role
+
+    def _spare_memory(self) -> None:
+        """Let layers compute again what the backward pass needs, and freed memory go back, where settings say so."""
+        if self.config.compute.checkpoint_gradients and self._base is not None:
+            recompute_layers(self._base)
+        if self.config.compute.memory_gb:
+            return_freed_memory()
 
     def load_standing(self, role: str, artifact: Artifact) -> str | None:
         """As `load_policy`, for a gate too: the policy that it promoted. None where that is the reference itself."""

@@ -322,7 +322,7 @@ def _time(work: Work, config: Config, machine: Machine) -> float:
 
 
 def _weigh(work: Work, config: Config, machine: Machine) -> int:
-    """Expected peak bytes: torch itself, the weights, what training keeps of a micro-batch, and logits."""
+    """Expected peak bytes: torch, the weights, what training keeps of a micro-batch, and logits; or the budget."""
     trains = bool(work.trained)
     weights = machine.parameters * (2 if config.model.dtype == "bfloat16" else 4)
     if config.model.adapter == "full" and trains:
@@ -331,4 +331,6 @@ def _weigh(work: Work, config: Config, machine: Machine) -> int:
         max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trains else config.sample.batch_size
     )
     logits = 4 * 3 * batch * (config.sample.max_new_tokens if trains else 1) * machine.vocabulary
-    return 500_000_000 + 2 * weights + logits
+    expected = 500_000_000 + 2 * weights + logits
+    budget = round(config.compute.memory_gb * 1e9)
+    return min(expected, budget) if budget else expected

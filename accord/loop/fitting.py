@@ -17,6 +17,7 @@ from torch import Tensor
 from accord.errors import DataError
 from accord.evaluation import compute_reward_card
 from accord.feedback.splits import split_by_prompt
+from accord.loop.budget import choose_pair_batch
 from accord.loop.context import RunContext, adapter_folder
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.models.ensemble import Ensemble, add_ensemble, add_weight_average
@@ -109,7 +110,9 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
         ensemble,
         train,
         validation,
-        cfg.reward_model,
+        cfg.reward_model.model_copy(
+            update={"micro_batch_size": choose_pair_batch(ensemble, [*train, *validation], cfg)}
+        ),
         seed=stage.seed,
         progress=context.progress,
         checkpoint=checkpoint,

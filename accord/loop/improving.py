@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from accord.evaluation import evaluate_policy
 from accord.loop.anchoring import load_anchor
+from accord.loop.budget import choose_policy_batch, choose_sft_batch, set_batch
 from accord.loop.context import RunContext, adapter_folder
 from accord.loop.demonstrating import build_examples, load_demonstrations
 from accord.loop.mixing import mix_sources
@@ -40,8 +41,9 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
     context.add_policy("policy", stage.seed)
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
     result = train_sft(
-        base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint
-    )
+        base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint,
+        micro_batch_size=choose_sft_batch(base, "policy", examples, context.config),
+    )  # fmt: skip
     base.save_merged("policy", draft.folder / "model")
     context.forget("policy")
     draft.write_jsonl("history.jsonl", result.history)
@@ -62,6 +64,8 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     if start is None:
         context.add_policy("policy", stage.seed)
     base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
+    reference = load_anchor(context, stage)
+    micro_batch_size = choose_policy_batch(base, prompts, cfg)
     job = TrainingJob(
         base=base,
         policy="policy",
@@ -70,14 +74,15 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         generator=context.sampler(),
         proxy=mix_sources(cfg.reward, proxy),
         heldout=heldout,
-        reference=load_anchor(context, stage),
-        config=cfg,
+        reference=reference,
+        config=set_batch(cfg, micro_batch_size),
         seed=stage.seed,
         progress=context.progress,
         checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
         watch=build_watch(cfg),
         gold=as_source(find_text_reward(stage.section["gold"])) if "gold" in stage.section else None,
         disagreement=None if ensemble is None else ensemble.disagreement,
+        micro_batch_size=micro_batch_size,
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))

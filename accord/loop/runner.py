@@ -24,6 +24,7 @@ from accord.config.rewarding import PROXY
 from accord.errors import AccordError, ConfigError
 from accord.feedback.consensus import CONSENSUS
 from accord.feedback.selection import SELECTORS
+from accord.loop.budget import check_budget
 from accord.loop.context import RunContext
 from accord.loop.estimate import Estimate, estimate_stage, measure_machine
 from accord.loop.graph import Stage, build_stages
@@ -175,6 +176,8 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
                 already += 1
                 progress.stage(name, "already done")
                 continue
+            if not made and config.compute.memory_gb:
+                check_budget(context.base, config, context.lora)
             progress.stage(name, "started")
             context.progress = _RoundProgress(progress, workspace, stage.round, stage.kind)
             seconds = _make(context, stage)

@@ -26,7 +26,8 @@ class TrainingJob:
     heldout, fitted on other votes, only judges (None: the proxy judges). reference: the role that the policy must stay
     near, None for the base with no adapter. checkpoint keeps a killed run's state. A method without a critic leaves
     that role alone. watch: asked after every held-out evaluation whether an alarm rings; gold and disagreement are
-    recorded beside the scores and never used.
+    recorded beside the scores and never used. micro_batch_size: sequences in a forward pass of a method that fine-tunes
+    (that of PPO is a setting).
     """
 
     base: Base
@@ -45,6 +46,7 @@ class TrainingJob:
     watch: Watch | None = None
     gold: RewardSource | None = None
     disagreement: RewardSource | None = None
+    micro_batch_size: int = 8
 
 
 @dataclass(frozen=True)

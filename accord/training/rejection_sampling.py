@@ -57,7 +57,7 @@ def run_rejection_sampling(job: TrainingJob) -> TrainingResult:
 
     result = fit_sequences(
         base, job.policy, store.winners, cfg, seed=job.seed, progress=job.progress, checkpoint=store,
-        after_epoch=judge_epoch, stops=lambda: bool(store.record.alarms),
+        after_epoch=judge_epoch, stops=lambda: bool(store.record.alarms), micro_batch_size=job.micro_batch_size,
     )  # fmt: skip
     record = store.record
     record.best.restore(base, job.policy)

@@ -32,7 +32,7 @@ from accord.types import Checkpoint, Completion, Progress, Prompt, derive_seed
 
 MAX_GRAD_NORM = 1.0
 MICRO_BATCH_SIZE = 8
-"""Sequences in a forward pass; changes memory and speed only."""
+"""Sequences in a forward pass where nothing else is said; changes memory and speed only."""
 WARMUP_FRACTION = 0.05
 
 
@@ -72,6 +72,7 @@ def train_sft(
     seed: int,
     progress: Progress,
     checkpoint: Checkpoint,
+    micro_batch_size: int = MICRO_BATCH_SIZE,
 ) -> SftResult:
     """Fine-tune the policy `role` in place on (prompt, completion) examples; see `fit_sequences`.
 
@@ -80,7 +81,10 @@ def train_sft(
         TrainingError: a loss or gradient is not finite, or the checkpoint was made on another base.
     """
     sequences = [encode_tree(base, prompt, [completion]) for prompt, completion in examples]
-    return fit_sequences(base, role, sequences, cfg, seed=seed, progress=progress, checkpoint=checkpoint)
+    return fit_sequences(
+        base, role, sequences, cfg, seed=seed, progress=progress, checkpoint=checkpoint,
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
 
 
 def fit_sequences(
@@ -94,9 +98,11 @@ def fit_sequences(
     checkpoint: Checkpoint,
     after_epoch: EpochHook | None = None,
     stops: Callable[[], bool] | None = None,
+    micro_batch_size: int = MICRO_BATCH_SIZE,
 ) -> SftResult:
     """Minimise -1/N sum_t log pi(y_t | x, y_<t) over the completions' tokens, `cfg.epochs` passes, `role` in place.
 
+    `micro_batch_size` sequences make a forward pass; it changes memory and speed only.
     `after_epoch`, where given, adds its metrics to each epoch's row, as a trainer that picks the best epoch needs.
     `stops`, where given, is asked before each epoch whether those that are left should not be run.
 
@@ -122,7 +128,7 @@ def fit_sequences(
         batches = shuffle_in_buckets([len(s) for s in cached], cfg.batch_size, derive_seed(seed, "epoch", epoch))
         for step, batch in enumerate(batches):
             factor = compute_warmup_cosine(epoch * steps_an_epoch + step, total, round(WARMUP_FRACTION * total))
-            row = _accumulate_gradients(base, role, [cached[i] for i in batch])
+            row = _accumulate_gradients(base, role, [cached[i] for i in batch], micro_batch_size)
             row["grad_norm"] = take_step([optimizer], [factor * cfg.learning_rate], max_grad_norm=MAX_GRAD_NORM)
             check_finite(row, where=f"fine-tuning {role}, epoch {epoch + 1}, step {step + 1}")
             rows.append(row)
@@ -144,13 +150,13 @@ class EpochHook(Protocol):
         ...
 
 
-def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree]) -> dict[str, float]:
+def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree], size: int) -> dict[str, float]:
     """Add the gradient of one optimiser step's loss, micro-batch by micro-batch; its metrics."""
     ordered = share(sorted(sequences, key=len))
     tokens = sum(sum(s.branch_tokens) for s in sequences)
     parts = []
-    for start in range(0, len(ordered), MICRO_BATCH_SIZE):
-        batch = build_batch(base, ordered[start : start + MICRO_BATCH_SIZE])
+    for start in range(0, len(ordered), size):
+        batch = build_batch(base, ordered[start : start + size])
         mask = batch.completion_mask
         last = mask.shape[1]
         logprobs, entropy = base.compute_logprobs(
