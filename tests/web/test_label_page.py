@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 WAIT_SECONDS = 20.0
+HEAR_OF_ANSWERS_BEFORE_ITEMS = """
+    const reach = window.fetch;
+    let tellListed;
+    const listed = new Promise((resolve) => { tellListed = resolve; });
+    window.fetch = async (path, options) => {
+      if (path.endsWith("/answers")) await listed;
+      const response = await reach(path, options);
+      if (path.endsWith("/lease")) {
+        tellListed();
+        while (!document.querySelector("#unsaved").hidden) await new Promise((resolve) => setTimeout(resolve, 10));
+      }
+      return response;
+    };
+"""
 
 
 def read_votes(server: Server, *, current: bool = True) -> list[Vote]:
@@ -247,6 +261,30 @@ def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: 
     assert len(read_votes(server, current=False)) == 5
     for _ in range(3):
         press_and_wait(again, "6")
+    wait_until_saved(again)
+    votes = read_votes(server, current=False)
+    assert len(votes) == len({vote.prompt.id for vote in votes}) == 8
+
+
+def test_items_that_were_listed_before_the_answers_arrived_are_not_asked_again(server: Server, page: Page) -> None:
+    server.add(build_items(8))
+    server.start()
+    begin(page, server)
+    page.context.set_offline(True)
+    for _ in range(5):
+        press_and_wait(page, "6")
+    page.wait_for_timeout(300)
+    page.close()
+    context = page.context
+    context.set_offline(False)
+    again = context.new_page()
+    again.add_init_script(HEAR_OF_ANSWERS_BEFORE_ITEMS)
+    again.goto(f"{server.link}/label")
+    again.wait_for_selector("#label[data-ready]")
+    while current_lease(again):
+        press_and_wait(again, "6")
+        assert len(read_votes(server, current=False)) <= 8
+    again.wait_for_selector("#stage .idle-note >> text=All done", timeout=15_000)
     wait_until_saved(again)
     votes = read_votes(server, current=False)
     assert len(votes) == len({vote.prompt.id for vote in votes}) == 8

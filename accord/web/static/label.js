@@ -75,7 +75,7 @@ async function refill() {
 }
 
 function known(lease) {
-  return outbox.has(lease) || [current, ...queue, ...past].some((entry) => entry?.lease === lease);
+  return outbox.hasEverHad(lease) || [current, ...queue, ...past].some((entry) => entry?.lease === lease);
 }
 
 function parse(html) {

@@ -12,6 +12,7 @@ export class Outbox {
   constructor(person, post, changed, refused) {
     Object.assign(this, { person, post, changed, refused });
     this.waiting = new Map();   // id -> answer, all that is not acknowledged
+    this.leases = new Set();    // of every answer that was ever in `waiting`
     this.problem = "";
     this.waitMs = FIRST_WAIT_MS;
     this.timer = 0;
@@ -32,7 +33,7 @@ export class Outbox {
   async readWaiting() {
     const kept = await readAll(this.database);
     for (const answer of kept.sort((a, b) => a.order - b.order)) {
-      if (answer.person === this.person) this.waiting.set(answer.id, answer);
+      if (answer.person === this.person) this.hold(answer);
     }
     this.tell();
   }
@@ -40,7 +41,7 @@ export class Outbox {
   // Keeps an answer, then sends it. The caller need not wait: the write begins before this returns.
   add(answer) {
     const kept = { ...answer, person: this.person, order: performance.timeOrigin + performance.now() };
-    this.waiting.set(kept.id, kept);
+    this.hold(kept);
     this.tell();
     return write(this.database, (store) => store.put(kept)).then(() => this.hurry(), (error) => {
       this.problem = `this browser cannot keep answers (${error.name}); do not close the page`;
@@ -48,7 +49,15 @@ export class Outbox {
     });
   }
 
+  hold(answer) {
+    this.waiting.set(answer.id, answer);
+    this.leases.add(answer.lease);
+  }
+
   has(lease) { return [...this.waiting.values()].some((answer) => answer.lease === lease); }
+
+  // Acknowledged answers too: a list of items that set out before an answer arrived still names its lease.
+  hasEverHad(lease) { return this.leases.has(lease); }
 
   tell() { this.changed({ unsaved: this.waiting.size, problem: this.problem }); }
 
