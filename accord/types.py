@@ -321,6 +321,22 @@ class Progress(Protocol):
         ...
 
 
+class Silence:
+    """`Progress` for work that nobody watches."""
+
+    def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:
+        """Nothing."""
+
+    def begin(self, task: str, total: int, unit: str) -> None:
+        """Nothing."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Nothing."""
+
+    def log(self, metrics: Mapping[str, float | int | str]) -> None:
+        """Nothing."""
+
+
 @runtime_checkable
 class Checkpoint(Protocol):
     """Where a long stage keeps its state, so that a killed run goes on where it was."""
@@ -332,3 +348,13 @@ class Checkpoint(Protocol):
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint, or None."""
         ...
+
+
+class Forgetful:
+    """`Checkpoint` of work that takes seconds: stopped, it is done again from its beginning."""
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def load(self) -> None:
+        """Never anything."""

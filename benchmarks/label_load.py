@@ -33,7 +33,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from accord.cli.project import create_project
-from accord.errors import WorkspaceError
+from accord.errors import AccordError, WorkspaceError
 from accord.feedback.database import Database, open_database
 from accord.feedback.items import Overlap
 from accord.feedback.log import read_events
@@ -292,6 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lease", type=int, default=LEASE_SECONDS, help="seconds until what they hold goes to others")
     parser.add_argument("--kill-every", type=float, nargs="+", default=[10.0, 0.0], help="seconds; 0: left alone")
     options = parser.parse_args(arguments)
+    try:
+        compare(options)
+    except AccordError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run each database with each rhythm of kills in turn and print them."""
     rows = []
     for kind in ("sqlite", "postgresql") if options.on == "both" else (options.on,):
         with start_postgres(durable=True) if kind == "postgresql" else nullcontext() as postgres:

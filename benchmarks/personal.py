@@ -48,9 +48,8 @@ from accord.training.personal import (
     gather_votes,
     predict_votes,
 )
-from accord.types import Completion, Preference, Prompt, Vote, derive_seed
+from accord.types import Completion, Preference, Prompt, Silence, Vote, derive_seed
 from accord.workspace import FolderCheckpoint, read_lines, replace_lines
-from benchmarks.rounds import Silence
 from benchmarks.tables import format_table, gather_rows
 
 Pair = tuple[Prompt, Completion, Completion]

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -55,12 +56,14 @@ def start_postgres(*, durable: bool) -> Iterator[PostgresServer]:
     durable: whether a commit waits for the disk; without, tests are quicker and a power cut could lose votes.
 
     Raises:
-        ConfigError: PostgreSQL is not installed.
+        ConfigError: PostgreSQL, or Python's driver of it, is not installed.
         WorkspaceError: it does not start; with its own words.
     """
     programs = find_postgres()
     if programs is None:
         raise ConfigError("PostgreSQL is not installed: no initdb, pg_ctl and postgres", mend="install postgresql")
+    if find_spec("psycopg") is None:
+        raise ConfigError("Python's PostgreSQL driver is not installed: psycopg", mend="pip install 'accord[postgres]'")
     folder = Path(tempfile.mkdtemp(prefix="accord-pg-"))  # short: a socket's path has at most 107 characters
     user = "nobody" if os.getuid() == 0 else None
     if user:

@@ -67,6 +67,7 @@ def _measure_ours(arguments: argparse.Namespace) -> dict:
     from accord.config.schema import RewardModelSection
     from accord.models import LoraSettings, load_base
     from accord.training import fits_in, score_preferences, train_reward_model
+    from accord.types import Silence
     from accord.workspace import FolderCheckpoint
 
     torch.set_num_threads(arguments.threads)
@@ -83,7 +84,7 @@ def _measure_ours(arguments: argparse.Namespace) -> dict:
         started = time.perf_counter()
         train_reward_model(
             base, "reward", train, train[:16], settings,
-            seed=arguments.seed, progress=_Quiet(), checkpoint=FolderCheckpoint(Path(folder)),
+            seed=arguments.seed, progress=Silence(), checkpoint=FolderCheckpoint(Path(folder)),
         )  # fmt: skip
         seconds = time.perf_counter() - started
     scores_a, scores_b = score_preferences(base, "reward", test)
@@ -106,18 +107,6 @@ def _read_preferences(path: str) -> list:
     with tempfile.TemporaryDirectory() as folder, VoteStore(Path(folder) / "votes.db") as store:
         import_file(store, path, format="hh", skip_bad=True)
         return compute_consensus(store.votes(), "fraction").preferences
-
-
-class _Quiet:
-    """A progress that tells nobody."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
-    def log(self, metrics: object) -> None: ...
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -32,26 +32,10 @@ from accord.loop import Stage, build_stages
 from accord.loop.context import RunContext
 from accord.loop.preparing import load_prompts
 from accord.rewards import find_text_reward
-from accord.types import Completion, Prompt, derive_seed
+from accord.types import Completion, Prompt, Silence, derive_seed
 from accord.workspace import Workspace
 
 Answers = list[tuple[Prompt, Completion]]
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:
-        """Nothing."""
-
-    def begin(self, task: str, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int = 1) -> None:
-        """Nothing."""
-
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        """Nothing."""
 
 
 def sample_standing(context: RunContext, gate: Stage | None, prompts: Sequence[Prompt], samples: int) -> Answers:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accord import distributed
+from accord.types import Forgetful, Silence
 from benchmarks.machine import choose_device, describe_device
 from benchmarks.processes import MARK, ROOT, BenchmarkError, build_parser, read_peak_memory, run_command
 from benchmarks.tables import format_table, gather_rows, summarize, write_json
@@ -94,28 +95,14 @@ def run_crew(work: Mapping[str, Any], *, processes: int, threads: int) -> dict[s
     return found
 
 
-class _Phases:
+class _Phases(Silence):
     """A `types.Progress` that keeps the seconds of each update's phases."""
 
     def __init__(self) -> None:
         self.updates: list[dict[str, float]] = []
 
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
     def log(self, metrics: Mapping[str, Any]) -> None:
         self.updates.append({name: float(metrics[f"{name}_seconds"]) for name in PHASES})
-
-
-class _Nowhere:
-    """A `types.Checkpoint` that keeps nothing."""
-
-    def save(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
-
-    def load(self) -> None: ...
 
 
 def measure(work: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +142,7 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
             max_kl_nats=1e3,
             seed=0,
             progress=phases,
-            checkpoint=_Nowhere(),
+            checkpoint=Forgetful(),
         )
     return {"phases": phases.updates[1:], **read_peak_memory()}
 

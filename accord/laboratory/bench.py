@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
-
-import torch
 
 from accord.config.schema import AnnotatorSection, PpoSection, RewardModelSection, SampleSection
 from accord.evaluation.overoptimization import compute_best_of_n
@@ -27,7 +24,7 @@ from accord.models.ensemble import Ensemble, add_ensemble
 from accord.rewards import EnsembleReward, as_source
 from accord.rollout import Sampler
 from accord.training import normalize_reward_model, train_ppo, train_reward_model
-from accord.types import Completion, Preference, Prompt, RewardSource, Rollout, derive_seed
+from accord.types import Completion, Forgetful, Preference, Prompt, RewardSource, Rollout, Silence, derive_seed
 
 VALIDATION, NORMALIZE, CANDIDATE_PROMPTS, ROLLOUT_PROMPTS = 128, 128, 64, 1024
 """Prompts of the looks (and as many again for fresh votes), of normalisation, of best-of-n, of PPO."""
@@ -252,29 +249,3 @@ def narrow_looks(looks: Sequence[Look], prompts: int) -> list[Look]:
         return replace(look, **{name: values and values[:prompts] for name, values in columns.items()})
 
     return [narrow(look) for look in looks]
-
-
-class Silence:
-    """`types.Progress` for the steps of a run: the experiment counts runs."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
-        """Nothing."""
-
-    def begin(self, task: str, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int = 1) -> None:
-        """Nothing."""
-
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        """Nothing."""
-
-
-class Forgetful:
-    """`types.Checkpoint` of a run that takes seconds: a stopped one is made again."""
-
-    def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def load(self) -> None:
-        """Never anything."""

@@ -7,15 +7,13 @@ first prompt and stays. Leaves out who asks, and what people say of the answers 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from threading import Lock
-from typing import Literal
 
 from accord.config import Config
 from accord.errors import DataError
 from accord.loop.context import RunContext
 from accord.loop.graph import Stage, build_stages
-from accord.types import Completion, Prompt
+from accord.types import Completion, Prompt, Silence
 from accord.workspace import Workspace
 
 ATTEMPTS = 4
@@ -84,19 +82,3 @@ def find_policy(workspace: Workspace, config: Config) -> Stage | None:
         return None  # no votes yet, where the loop rests on votes
     done = [stage for stage in stages if stage.kind in ("policy", "gate") and workspace.find(stage.kind, stage.key)]
     return done[-1] if done else None
-
-
-class Silence:
-    """`types.Progress` for work that nobody watches."""
-
-    def stage(self, name: str, state: Literal["started", "finished", "already done"], seconds: float = 0.0) -> None:
-        """Nothing."""
-
-    def begin(self, task: str, total: int, unit: str) -> None:
-        """Nothing."""
-
-    def advance(self, amount: int = 1) -> None:
-        """Nothing."""
-
-    def log(self, metrics: Mapping[str, float | int | str]) -> None:
-        """Nothing."""

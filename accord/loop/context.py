@@ -127,6 +127,12 @@ class RunContext:
         if self.config.compute.memory_gb:
             return_freed_memory()
 
+    def tell_micro_batch(self, size: int) -> int:
+        """`size` itself; where a memory budget chose it, a row of metrics says so."""
+        if self.config.compute.memory_gb:
+            self.progress.log({"micro_batch_size": size})
+        return size
+
     def load_standing(self, role: str, artifact: Artifact) -> str | None:
         """As `load_policy`, for a gate too: the policy that it promoted. None where that is the reference itself."""
         found = self.find_policy(artifact)

@@ -105,14 +105,13 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
         seed=stage.seed,
     )
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
+    micro_batch_size = context.tell_micro_batch(choose_pair_batch(ensemble, [*train, *validation], cfg))
     result = train_reward_model(
         base,
         ensemble,
         train,
         validation,
-        cfg.reward_model.model_copy(
-            update={"micro_batch_size": choose_pair_batch(ensemble, [*train, *validation], cfg)}
-        ),
+        cfg.reward_model.model_copy(update={"micro_batch_size": micro_batch_size}),
         seed=stage.seed,
         progress=context.progress,
         checkpoint=checkpoint,

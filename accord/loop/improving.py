@@ -42,7 +42,7 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
     checkpoint = FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key))
     result = train_sft(
         base, "policy", examples, context.config.sft, seed=stage.seed, progress=context.progress, checkpoint=checkpoint,
-        micro_batch_size=choose_sft_batch(base, "policy", examples, context.config),
+        micro_batch_size=context.tell_micro_batch(choose_sft_batch(base, "policy", examples, context.config)),
     )  # fmt: skip
     base.save_merged("policy", draft.folder / "model")
     context.forget("policy")
@@ -65,7 +65,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         context.add_policy("policy", stage.seed)
     base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
     reference = load_anchor(context, stage)
-    micro_batch_size = choose_policy_batch(base, prompts, cfg)
+    micro_batch_size = context.tell_micro_batch(choose_policy_batch(base, prompts, cfg))
     job = TrainingJob(
         base=base,
         policy="policy",

@@ -45,9 +45,6 @@ from accord.training.state import PpoState
 from accord.training.stopwatch import Stopwatch
 from accord.types import Checkpoint, Generator, Progress, Prompt, RewardSource, derive_seed
 
-BUDGETS_BEFORE_STOP = 2.0
-"""A rollout beyond so many KL budgets ends the run in peace: what follows could hardly become the best checkpoint."""
-
 
 def train_ppo(
     base: Base,
@@ -95,7 +92,7 @@ def train_ppo(
     progress.begin("ppo", cfg.updates, "updates")
     progress.advance(state.update)
     clock = Stopwatch()
-    while state.update < cfg.updates and not find_stop(state, max_kl_nats):
+    while state.update < cfg.updates and not state.record.stopped:
         update, where = state.update + 1, f"ppo, update {state.update + 1}"
 
         # y ~ pi_old(. | x); the frozen trunk once, then log pi_old, log pi_ref and V on top of it.
@@ -193,18 +190,10 @@ def train_ppo(
         clock.lap("checkpoint")
         progress.advance()
         progress.log({**state.history[-1], **clock.read(), **checks.find_warnings(row)})
-    stopped, best = find_stop(state, max_kl_nats), state.record.best
+    best = state.record.best
     best.restore(base, policy)
     best_update = best.update if best.weights else state.update
-    return TrainingResult(state.history, best_update, stopped, state.record.looks, state.record.alarms)
-
-
-def find_stop(state: PpoState, max_kl_nats: float) -> str | None:
-    """Why the run should end now, or None: an alarm rings, or the last rollout is beyond `BUDGETS_BEFORE_STOP`."""
-    row = state.history[-1]
-    if row.get("kl_nats", 0.0) > BUDGETS_BEFORE_STOP * max_kl_nats:
-        return f"KL reached {row['kl_nats']:.1f} nats a sequence at update {row['update']}, budget {max_kl_nats}"
-    return state.record.stopped
+    return TrainingResult(state.history, best_update, state.record.stopped, state.record.looks, state.record.alarms)
 
 
 def run_ppo(job: TrainingJob) -> TrainingResult:

@@ -16,7 +16,7 @@ from accord.evaluation.policy import choose_fair, choose_worst, select_rollout
 from accord.functional import TokenLogprobs, compute_logprobs
 from accord.models import Base, LoraSettings, load_base
 from accord.rollout import Sampler
-from accord.types import Completion, Prompt, Rollout
+from accord.types import Completion, Prompt, Rollout, Silence
 
 PROMPTS = [Prompt.from_user(f"question {i}") for i in range(6)]
 REFERENCE_LOGITS = torch.tensor([0.0, 0.0, 0.0, 0.0])
@@ -25,21 +25,17 @@ SAMPLE = SampleSection(max_new_tokens=3, batch_size=4)
 EVALUATION = EvaluationSection(best_of=3, examples=4)
 
 
-class Silent:
+class Counting(Silence):
     """Progress that remembers how far it went."""
 
     def __init__(self) -> None:
         self.total, self.done = 0, 0
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
 
     def begin(self, task: str, total: int, unit: str) -> None:
         self.total = total
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
-
-    def log(self, metrics: Any) -> None: ...
 
 
 class FakeBase:
@@ -93,7 +89,7 @@ def count_twos(rollout: Rollout) -> torch.Tensor:
 def evaluate(prompts: Sequence[Prompt] = PROMPTS, cfg: EvaluationSection = EVALUATION, **changes: Any) -> Any:
     options: dict[str, Any] = {
         "proxy": count_twos, "heldout": count_twos, "gold": lambda p, c: float(c.text.count("2")),
-        "toxicity": lambda p, c: 0.25 if "3" in c.text else 0.0, "sample": SAMPLE, "seed": 7, "progress": Silent(),
+        "toxicity": lambda p, c: 0.25 if "3" in c.text else 0.0, "sample": SAMPLE, "seed": 7, "progress": Counting(),
         "generator": FakeGenerator(),
     }  # fmt: skip
     options |= changes
@@ -158,7 +154,7 @@ def test_the_same_seed_gives_the_same_json_and_it_is_json() -> None:
 
 
 def test_several_samples_of_a_prompt_are_one_observation() -> None:
-    progress = Silent()
+    progress = Counting()
     result = evaluate(cfg=EvaluationSection(samples=3, best_of=2, examples=20), progress=progress)
     assert (result.metrics["prompts"], result.metrics["completions"], len(result.rows)) == (6, 18, 18)
     assert result.metrics["policy"]["proxy"]["n"] == 6
@@ -209,7 +205,7 @@ def test_an_untrained_policy_of_a_real_model_is_its_reference(base: Base) -> Non
         base, Sampler(base, 4), "policy", PROMPTS,
         proxy=lambda rollout: rollout.completion_mask.sum(dim=1).float(), heldout=None, gold=None,
         toxicity=lambda p, c: 0.0, cfg=EVALUATION, sample=SampleSection(max_new_tokens=5, batch_size=4), seed=0,
-        progress=Silent(),
+        progress=Counting(),
     )  # fmt: skip
     found = result.metrics
     assert found["kl_nats"]["value"] == pytest.approx(0.0, abs=1e-5)

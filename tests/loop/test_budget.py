@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,23 +16,12 @@ from accord.config import load_config
 from accord.errors import ConfigError
 from accord.loop import budget
 from accord.training.memory import Fit, Workload
+from accord.types import Silence
 from accord.workspace import Workspace
 
 
-class Silent:
-    """A `types.Progress` that shows nothing."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
-    def log(self, metrics: Mapping[str, Any]) -> None: ...
-
-
 def run(folder: Path, overrides: Sequence[str]) -> None:
-    loop.run(Workspace(folder), load_config(folder, overrides), Silent())
+    loop.run(Workspace(folder), load_config(folder, overrides), Silence())
 
 
 @pytest.mark.parametrize(
@@ -83,3 +72,5 @@ def test_chosen_micro_batches_and_checkpointing_change_no_key_and_no_result(
         ours, theirs = (load_file(folder / "artifacts" / path) for folder in (spare, plain))
         for name, weight in theirs.items():
             torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-5, msg=f"{path} {name}")
+    rows = [json.loads(line) for line in (spare / "rounds/001/metrics.jsonl").read_text().splitlines()]
+    assert {row["micro_batch_size"] for row in rows if "micro_batch_size" in row} == {3}

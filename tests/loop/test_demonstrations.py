@@ -16,10 +16,10 @@ from accord.feedback.answering import Answer
 from accord.feedback.database import open_database
 from accord.feedback.people import People
 from accord.feedback.queue import Queue
-from accord.loop.chatting import Silence
 from accord.loop.context import RunContext
 from accord.loop.graph import build_stages
 from accord.loop.improving import fine_tune
+from accord.types import Silence
 from accord.workspace import Workspace
 
 SETTINGS = (

@@ -16,22 +16,10 @@ from accord import loop
 from accord.config import load_config
 from accord.loop.context import RunContext
 from accord.loop.rounds import find_end
-from accord.types import Rollout
+from accord.types import Rollout, Silence
 from accord.workspace import Artifact, Workspace
 
 SMALL = ("policy.method=rejection_sampling", "rejection_sampling.candidates=2", "rejection_sampling.epochs=1")
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
-    def log(self, metrics: Any) -> None: ...
 
 
 def run(folder: Path, settings: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from tiny_project import build_tiny_project, hash_artifacts
 from accord import loop
 from accord.config import load_config
 from accord.errors import ConfigError
-from accord.loop.chatting import Silence
 from accord.loop.context import RunContext
 from accord.loop.graph import build_stages
 from accord.rewards.personal import People
+from accord.types import Silence
 from accord.workspace import Artifact, Workspace
 from tests.loop.test_resume import run_with_kills
 

@@ -15,10 +15,11 @@ from accord.config import load_config
 from accord.errors import AccordError, ConfigError, DataError
 from accord.feedback.importing import import_file
 from accord.feedback.store import VoteStore
+from accord.types import Silence
 from accord.workspace import Workspace
 
 
-class Recorder:
+class Recorder(Silence):
     """Remembers which stages ran."""
 
     def __init__(self) -> None:
@@ -27,10 +28,6 @@ class Recorder:
 
     def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
         self.stages.append((name, state))
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self.rows.append(metrics)

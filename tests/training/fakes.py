@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from accord.models import Base, ChatTokenizer
-from accord.types import Prompt
+from accord.types import Prompt, Silence
 
 
 class Killed(Exception):
@@ -41,17 +41,11 @@ class MemoryCheckpoint:
         return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(state)
 
 
-class CollectingProgress:
+class CollectingProgress(Silence):
     """A `types.Progress` that remembers the rows it was given."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         self.rows.append(dict(metrics))

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,26 +21,10 @@ from accord.rewards import LearnedReward
 from accord.rollout import Sampler
 from accord.training import train_ppo
 from accord.training.memory import Fit, fit_rows, return_freed_memory, weigh_ppo
-from accord.types import Prompt
+from accord.types import Forgetful, Prompt, Silence
 
 PROMPTS, PROMPT, NEW = 16, 160, 96
 """Sequences of a rollout, letters of a prompt, tokens of a completion."""
-
-
-class Quiet:
-    """A `types.Progress` and `types.Checkpoint` that keeps nothing."""
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None: ...
-
-    def begin(self, task: str, total: int, unit: str) -> None: ...
-
-    def advance(self, amount: int = 1) -> None: ...
-
-    def log(self, metrics: Mapping[str, Any]) -> None: ...
-
-    def save(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None: ...
-
-    def load(self) -> None: ...
 
 
 def read_peak_bytes() -> int:
@@ -80,7 +62,7 @@ def main() -> None:
     cfg = cfg.model_copy(update={"micro_batch_size": fit.rows})
     train_ppo(
         base, prompts, sampler, LearnedReward(base, "proxy"), cfg,
-        sample=SampleSection(max_new_tokens=NEW), max_kl_nats=1e3, seed=0, progress=Quiet(), checkpoint=Quiet(),
+        sample=SampleSection(max_new_tokens=NEW), max_kl_nats=1e3, seed=0, progress=Silence(), checkpoint=Forgetful(),
     )  # fmt: skip
     save_file(base.state("policy") | {f"critic.{n}": t for n, t in base.state("critic").items()}, work["weights"])
     print(json.dumps({"rows": fit.rows, "expected": fit.expected_bytes, "idle": idle, "peak": read_peak_bytes()}))

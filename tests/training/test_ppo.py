@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from accord.config.schema import PpoSection, SampleSection
+from accord.config.schema import AlarmSection, PpoSection, SampleSection
 from accord.errors import TrainingError
+from accord.evaluation import check_looks
+from accord.looks import Alarm, Look
 from accord.models import Base, LoraSettings
 from accord.rollout import Sampler
 from accord.training import TrainingResult, train_ppo
@@ -234,13 +238,22 @@ def test_a_policy_beyond_the_budget_is_never_the_best() -> None:
     assert all(torch.equal(value, before[name]) for name, value in base.state("policy").items())
 
 
-def test_it_ends_in_peace_beyond_two_budgets() -> None:
-    base = build()
-    cfg = SMALL.model_copy(update={"updates": 12, "kl_controller": "fixed", "kl_coef": 0.0, "learning_rate": 1e-2})
-    result = train(base, cfg, max_kl_nats=0.25)
+@pytest.mark.parametrize("budgets", [0.5, 1.5])
+def test_how_far_it_may_go_is_the_watchs_word_alone(budgets: float) -> None:
+    """A run ends at the first look beyond `alarm.kl_budgets`, in peace, and not before."""
+    cfg = SMALL.model_copy(
+        update={"updates": 20, "kl_controller": "fixed", "kl_coef": 0.0, "learning_rate": 5e-3, "evaluate_every": 1}
+    )
+    alarm = AlarmSection(kl_budgets=budgets)
+
+    def watch(looks: Sequence[Look]) -> list[Alarm]:
+        return [found for found in check_looks(looks, alarm, planned=20, max_kl_nats=0.25) if found.kind == "kl"]
+
+    result = train(build(), cfg, max_kl_nats=0.25, watch=watch, validation_prompts=2 * VALIDATION)
+    means = [float(np.mean(look.kl_nats)) for look in result.looks]
     assert result.stopped is not None
-    assert result.history[-1]["kl_nats"] > 0.5
-    assert len(result.history) < 13
+    assert means[-1] > budgets * 0.25 >= max(means[:-1])
+    assert len(result.history) == len(means) < 21
 
 
 def test_the_adaptive_controller_steers_beta_by_the_kl_of_a_sequence() -> None:

@@ -20,8 +20,7 @@ from accord.feedback.disagreements import list_disagreements
 from accord.feedback.gold import read_gold_file
 from accord.feedback.queue_schema import items, leases
 from accord.loop.asking import VotesMissing
-from accord.loop.chatting import Silence
-from accord.types import Choice
+from accord.types import Choice, Silence
 from accord.web.app import create_app
 from accord.web.site import Site, open_site
 from accord.workspace import Workspace
