@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from accord.errors import ModelError
@@ -23,7 +24,7 @@ from accord.functional import TokenLogprobs, compute_head_logprobs, compute_logp
 from accord.models.adapters import find_site
 from accord.models.branches import check_branching
 from accord.models.decoding import check_packed_decoding
-from accord.models.packing import pack_model
+from accord.models.packing import pack_model, reading_rows
 from accord.models.roles import Role, Roles
 from accord.models.tokenizer import ChatTokenizer
 from accord.models.trunk import build_probe, choose_split, find_layers, find_trunk
@@ -137,7 +138,9 @@ class Base(Roles):
             logits = self.compute_logits(role, input_ids, attention_mask, last, trunk)
             found = compute_logprobs(logits, ids, temperature)
             return TokenLogprobs(*(values.masked_fill(~mask, 0.0) for values in found))
-        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)
+        hidden = self.compute_hidden(
+            role, self.build_inputs(input_ids, attention_mask), trunk, wanted=_shift_back(mask, input_ids.shape[1])
+        )
         head = self.model.get_output_embeddings()
         rows = hidden[:, -last - 1 : -1][mask]
         found = compute_head_logprobs(rows, head.weight, ids[mask], temperature, entropy_learns=entropy_learns)
@@ -168,11 +171,15 @@ class Base(Roles):
     ) -> Float[Tensor, "B last H"]:
         """Hidden states that know all before each of the last `last` tokens: those of one column earlier.
 
+        Those of masked tokens mean nothing.
+
         Raises:
             ModelError: as `compute_logits`.
         """
         self._check_last(input_ids, last)
-        return self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)[:, -last - 1 : -1]
+        wanted = _shift_back(attention_mask[:, -last:], input_ids.shape[1])
+        inputs = self.build_inputs(input_ids, attention_mask)
+        return self.compute_hidden(role, inputs, trunk, wanted=wanted)[:, -last - 1 : -1]
 
     def compute_scores(
         self,
@@ -186,9 +193,10 @@ class Base(Roles):
         Raises:
             ModelError: no such role, it has no head, or a trunk of another shape.
         """
-        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk)
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         last_real = (attention_mask.long() * columns).argmax(dim=1)
+        wanted = columns == last_real[:, None]
+        hidden = self.compute_hidden(role, self.build_inputs(input_ids, attention_mask), trunk, wanted=wanted)
         return self.head(role)(hidden[torch.arange(len(hidden), device=hidden.device), last_real])
 
     def build_inputs(self, input_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> dict[str, Any]:
@@ -200,14 +208,24 @@ class Base(Roles):
         return inputs
 
     def compute_hidden(
-        self, role: str | None, inputs: Mapping[str, Any], trunk: Float[Tensor, "B T H"] | None = None
+        self,
+        role: str | None,
+        inputs: Mapping[str, Any],
+        trunk: Float[Tensor, "B T H"] | None = None,
+        *,
+        wanted: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T H"]:
         """Hidden states after the final norm; `inputs` are those of the model's own forward.
+
+        wanted: the rows that are read, where not all are; the others mean nothing then.
 
         Raises:
             ModelError: no such role, or a trunk of another shape.
         """
-        with self._prepared(role, inputs["input_ids"].shape, trunk) as model:
+        with (
+            self._prepared(role, inputs["input_ids"].shape, trunk) as model,
+            reading_rows(self.stack[-1], wanted),
+        ):
             hidden: Tensor = model.base_model(**inputs).last_hidden_state
         return hidden
 
@@ -243,3 +261,8 @@ class Base(Roles):
                 )
             with self._trunk.resume(trunk):
                 yield model
+
+
+def _shift_back(mask: Bool[Tensor, "B last"], length: int) -> Bool[Tensor, "B length"]:
+    """The columns that predict the last tokens where `mask` is True: each one column earlier."""
+    return functional.pad(mask, (length - mask.shape[1] - 1, 1))

@@ -8,8 +8,10 @@ Implements, for x (B, T, H):
 with rotary positions (Su et al. 2021), grouped keys (Ainslie et al. 2023), and in place of each frozen matrix W its
 adapted W + s B A (Hu et al. 2021). Q, K, V are one matrix product and G, U another; the backward pass is written out,
 so that it keeps twelve narrow tensors a layer where autograd keeps some forty, half of them in float32, and runs no
-product that nobody reads. Sums and norms are float32, products in the dtype of x, as in transformers' own layers.
-Leaves out gradients of the frozen weights, dropout, sliding windows and norms of queries and keys (`packing` checks).
+product that nobody reads. Of a last layer only some rows are read, those that predict a token or are scored: given
+these, all behind the attention is computed for them alone. Sums and norms are float32, products in the dtype of x, as
+in transformers' own layers. Leaves out gradients of the frozen weights, dropout, sliding windows and norms of queries
+and keys (`packing` checks).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -165,8 +167,8 @@ class _PackedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, layer: PackedLayer, scale: float,
-        *weights: Tensor,
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, layer: PackedLayer, wanted: Tensor | None,
+        scale: float, *weights: Tensor,
     ) -> Tensor:  # fmt: skip
         thins = build_thins(layer, Adapters(weights, scale), x.dtype)
         rows = x.reshape(-1, x.shape[-1])
@@ -174,40 +176,52 @@ class _PackedStep(torch.autograd.Function):
         qkv, inner1 = project(first, layer.qkv, layer.qkv_bias, thins[0])
         heads = split_heads(layer, qkv.view(*x.shape[:2], -1), cos, sin)
         attended, chances = attend(layer, heads, mask)
+        attended = _gather(attended, wanted)
         middle, inner2 = project(attended, layer.o, layer.o_bias, thins[1])
-        middle.add_(rows)
+        middle.add_(_gather(rows, wanted))
         second, root2 = normalize(middle, layer.output_norm, layer.epsilon)
         gate_up, inner3 = project(second, layer.gate_up, None, thins[2])
         gate, up = gate_up.chunk(2, dim=1)
         output, inner4 = project(functional.silu(gate).mul_(up), layer.down, None, thins[3])
         output.add_(middle)
-        saved = (rows, first, root1, *heads, chances, attended, middle, second, root2, gate_up, cos, sin)
+        saved = (rows, first, root1, *heads, chances, attended, middle, second, root2, gate_up, cos, sin, wanted)
         inner = (inner1, inner2, inner3, inner4)
         flat = [t for thin, z in zip(thins, inner, strict=True) if thin is not None for t in (*thin, z)]
         ctx.save_for_backward(*saved, *flat)
         ctx.layer, ctx.scale, ctx.shape = layer, scale, x.shape
-        return output.view(x.shape)
+        return _scatter(output, wanted, len(rows)).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         rows, first, root1, query, key, value, chances, attended, middle, second, root2, gate_up, cos, sin = saved[:14]
-        layer, heads, rest = ctx.layer, Heads(query, key, value), saved[14:]
+        layer, heads, wanted, rest = ctx.layer, Heads(query, key, value), saved[14], saved[15:]
         thin = [rest[i : i + 3] for i in range(0, len(rest), 3)] or [()] * len(layer.parts)
         steps = [_Backward(*pair, ctx.scale) for pair in zip(thin, layer.parts, strict=True)]
-        onto_output = grad.reshape(rows.shape)
+        onto_output = _gather(grad.reshape(rows.shape), wanted)
         onto_gate_up = _pull_back_swiglu(onto_output, gate_up, layer.down, steps[3])
         onto_second = steps[2].pull_back(onto_gate_up, second, layer.gate_up)
         onto_middle = _pull_back_norm(onto_second, middle, root2, layer.output_norm).add_(onto_output)
-        onto_attended = steps[1].pull_back(onto_middle, attended, layer.o)
+        onto_attended = _scatter(steps[1].pull_back(onto_middle, attended, layer.o), wanted, len(rows))
         onto_qkv = _pull_back_attention(onto_attended, heads, chances, cos, sin, layer)
-        wanted = ctx.needs_input_grad[0]
-        onto_first = steps[0].pull_back(onto_qkv, first, layer.qkv, through=wanted)
+        through = ctx.needs_input_grad[0]
+        onto_first = steps[0].pull_back(onto_qkv, first, layer.qkv, through=through)
         onto_x = None
-        if wanted:
-            onto_x = _pull_back_norm(onto_first, rows, root1, layer.input_norm).add_(onto_middle).view(ctx.shape)
-        return onto_x, None, None, None, None, None, *(g for step in steps for g in step.gradients)
+        if through:
+            onto_x = _pull_back_norm(onto_first, rows, root1, layer.input_norm)
+            onto_x = onto_x.add_(_scatter(onto_middle, wanted, len(rows))).view(ctx.shape)
+        return onto_x, None, None, None, None, None, None, *(g for step in steps for g in step.gradients)
+
+
+def _gather(rows: Float[Tensor, "N H"], wanted: Int[Tensor, " M"] | None) -> Float[Tensor, "M H"]:
+    """The rows that are wanted; all of them for None."""
+    return rows if wanted is None else rows[wanted]
+
+
+def _scatter(rows: Float[Tensor, "M H"], wanted: Int[Tensor, " M"] | None, count: int) -> Float[Tensor, "N H"]:
+    """`count` rows: `rows` in the places `wanted`, zeros elsewhere; `rows` themselves for None."""
+    return rows if wanted is None else rows.new_zeros(count, rows.shape[1]).index_copy_(0, wanted, rows)
 
 
 class _Backward:
@@ -286,9 +300,13 @@ def run_layer(
     sin: Float[Tensor, "B T D"],
     mask: Float[Tensor, "_ 1 T T"],
     adapters: Adapters = NONE,
+    wanted: Int[Tensor, " M"] | None = None,
 ) -> Float[Tensor, "B T H"]:
-    """The layer's output. `mask` is added to the attention scores. Differentiable once in x and in each A and B."""
-    result: Tensor = _PackedStep.apply(x, cos, sin, mask, layer, adapters.scale, *adapters.weights)
+    """The layer's output. `mask` is added to the attention scores. Differentiable once in x and in each A and B.
+
+    wanted: those of the N = B T rows whose output is read, each once; the output is 0 elsewhere. None: all.
+    """
+    result: Tensor = _PackedStep.apply(x, cos, sin, mask, layer, wanted, adapters.scale, *adapters.weights)
     return result
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
@@ -35,12 +36,14 @@ class PackedForward:
     """Stands in the place of `layer.forward`: one step of autograd on packed weights, under the active adapter.
 
     layer: the module, whose linear layers peft may wrap at any time. packed: its weights. original: its own forward,
-    which runs where an adapter is not plain. Hooks on the parts of the layer are not called.
+    which runs where an adapter is not plain. wanted: rows of the output that are read (`reading_rows`). Hooks on the
+    parts of the layer are not called.
     """
 
     def __init__(self, layer: nn.Module, packed: PackedLayer) -> None:
         self.layer = layer
         self.packed = packed
+        self.wanted: Tensor | None = None
         self.original: Callable[..., Any] = layer.forward
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +60,7 @@ class PackedForward:
             seen += cache.get_seq_length(place)
         mask = _add_up(kwargs.get("attention_mask"), length, seen, hidden_states)
         if cache is None:
-            return run_layer(self.packed, hidden_states, cos, sin, mask, adapters)
+            return run_layer(self.packed, hidden_states, cos, sin, mask, adapters, self.wanted)
         thins = build_thins(self.packed, adapters, hidden_states.dtype)
         return advance_layer(
             self.packed, thins, hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
@@ -109,6 +112,23 @@ def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[Pa
     for layer in layers:
         del layer.forward
     return ()
+
+
+@contextmanager
+def reading_rows(layer: nn.Module, wanted: Bool[Tensor, "B T"] | None) -> Iterator[None]:
+    """While open, only the rows `wanted` of the output of `layer`, the last one, are read; others may be 0.
+
+    Layers that are not packed, or that are run again in the backward pass, compute all rows as ever.
+    """
+    forward = layer.__dict__.get("forward")
+    if wanted is None or not isinstance(forward, PackedForward):
+        yield
+        return
+    forward.wanted = wanted.flatten().nonzero()[:, 0]
+    try:
+        yield
+    finally:
+        forward.wanted = None
 
 
 @contextmanager

@@ -47,6 +47,43 @@ def test_values_and_gradients_are_those_of_transformers_and_peft(tiny_base, arch
         assert (our_gradients[name] - gradient).norm() < 1e-3 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("architecture", PACKED)
+@pytest.mark.parametrize("what", ["logprobs", "values", "scores"])
+def test_a_last_layer_of_which_some_rows_are_read_gives_them_and_their_gradients(tiny_base, architecture, what):
+    base = tiny_base(architecture, split=2)
+    base.add_policy("policy", lora=LORA, seed=0)
+    base.add_scorer("critic", lora=LORA, seed=1)
+    for role in ("policy", "critic"):
+        fill(base, role)
+    ids, mask = build_probe(base.vocabulary, base.device)
+    passes = {
+        "logprobs": ("policy", lambda: base.compute_logprobs("policy", ids, mask, 9, 1.0).logprobs),
+        "values": ("critic", lambda: base.compute_values("critic", ids, mask, 9) * mask[:, -9:]),
+        "scores": ("critic", lambda: base.compute_scores("critic", ids, mask)),
+    }
+    role, forward = passes[what]
+
+    def run():
+        found = forward()
+        (found * torch.linspace(-1, 1, found.numel()).view(found.shape)).sum().backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in base.parameters(role).items()}
+        for parameter in base.parameters(role).values():
+            parameter.grad = None
+        return found.detach(), gradients
+
+    ours, our_gradients = run()
+    hidden = base.compute_hidden(role, base.build_inputs(ids, mask), wanted=torch.zeros_like(mask))
+    with unpacked(base.stack):
+        theirs, their_gradients = run()
+        whole = base.compute_hidden(role, base.build_inputs(ids, mask))
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    for name, gradient in their_gradients.items():
+        assert gradient.abs().max() > 0, name
+        assert (our_gradients[name] - gradient).norm() < 1e-3 * gradient.norm(), name
+    assert not hidden.any(), "rows that nobody reads are not computed"
+    assert whole[mask].any()
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gemma3", "qwen3"])
 def test_other_layers_stay_as_they_are(tiny_base, architecture):
     base = tiny_base(architecture)
