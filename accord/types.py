@@ -247,6 +247,8 @@ class Rollout:
     logprobs (B, C) float32: log pi_old of each sampled token at the sampling temperature, in nats; 0 where masked.
     finished (B,) bool: EOS was sampled (truncated is not terminated).
     completions: the decoded texts, for people and text rewards; never encoded again.
+    prompt_trunk (B, P, H), completion_trunk (B, C, H) or None: the frozen layers' output at each token, in the dtype of
+    the weights, 0 where masked, where the sampler was asked to keep what it computed anyway.
     """
 
     prompts: tuple[Prompt, ...]
@@ -257,6 +259,17 @@ class Rollout:
     completion_mask: Tensor
     logprobs: Tensor
     finished: Tensor
+    prompt_trunk: Tensor | None = None
+    completion_trunk: Tensor | None = None
+
+    @property
+    def trunk(self) -> Tensor | None:
+        """(B, P + C, H): prompt then completion; None where it was not kept."""
+        import torch
+
+        if self.prompt_trunk is None or self.completion_trunk is None:
+            return None
+        return torch.cat([self.prompt_trunk, self.completion_trunk], dim=1)
 
     @property
     def input_ids(self) -> Tensor:

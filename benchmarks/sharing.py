@@ -124,7 +124,9 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
         base.add_scorer("critic", lora=lora, seed=2)
         base.head("proxy").weight.data.normal_(std=0.05)
         prompts = build_prompts(base.tokens, work["prompts"], work["prompt_tokens"], seed=0)
-        sampler = SharedSampler(Sampler(base, work["prompts"]), pad_id=base.tokens.pad_id, device=base.device)
+        sampler = SharedSampler(
+            Sampler(base, work["prompts"], keep_trunk=True), pad_id=base.tokens.pad_id, device=base.device
+        )
         section = PpoSection(
             updates=work["updates"],
             prompts_per_update=work["prompts"],

@@ -164,7 +164,7 @@ def run_ppo(
     sample = SampleSection(
         max_new_tokens=work["new_tokens"], temperature=work["temperature"], batch_size=work.get("decoding_rows", 64)
     )
-    observer = Observer(Sampler(base, sample.batch_size), reward, warm_up)
+    observer = Observer(Sampler(base, sample.batch_size, keep_trunk=True), reward, warm_up)
     with tempfile.TemporaryDirectory() as folder:
         observer.start()
         train_ppo(

@@ -83,10 +83,11 @@ class RunContext:
         self.base.add_policy(role, lora=self.policy_lora, seed=seed, every_layer=every_layer)
         self._spare_memory()
 
-    def sampler(self, on_tokens: Callable[[int], None] | None = None) -> Generator:
+    def sampler(self, on_tokens: Callable[[int], None] | None = None, *, keep_trunk: bool = False) -> Generator:
         """A sampler on the base; `on_tokens` hears how many tokens were just drawn, where progress counts them.
 
-        All are counted in `sampled_tokens`, for the ledger.
+        keep_trunk: for rollouts that roles of the base train on or score (see `Sampler`). All tokens are counted in
+        `sampled_tokens`, for the ledger.
         """
 
         def count(tokens: int) -> None:
@@ -95,7 +96,7 @@ class RunContext:
             if on_tokens:
                 on_tokens(everywhere)
 
-        own = Sampler(self.base, choose_sampling_batch(self.base, self.config), count)
+        own = Sampler(self.base, choose_sampling_batch(self.base, self.config), count, keep_trunk=keep_trunk)
         if distributed.count() == 1:
             return own
         return SharedSampler(own, pad_id=self.base.tokens.pad_id, device=self.base.device)

@@ -71,7 +71,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         policy="policy",
         prompts=prompts[len(validation) :],
         validation_prompts=validation,
-        generator=context.sampler(),
+        generator=context.sampler(keep_trunk=True),
         proxy=mix_sources(cfg.reward, proxy),
         heldout=heldout,
         reference=reference,

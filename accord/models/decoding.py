@@ -2,8 +2,9 @@
 
 Implements slots that are taken, moved and freed at any step, each with its own length: a row's keys and values stand at
 columns 0 to length - 1 of its slot, so nothing is padded on the left and nothing is copied when others come or go. A
-prompt is read once for all slots that are given it together, and for those given it right after. Leaves out what is
-drawn from the logits (`rollout`), and models whose layers are not packed (`packing`).
+prompt is read once for all slots that are given it together, and for those given it right after. On request the hidden
+states that enter one layer, the trunk's, are kept beside keys and values. Leaves out what is drawn from the logits
+(`rollout`), and models whose layers are not packed (`packing`).
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ READ_TOKENS = 4096
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt that was read: its ids, keys and values of L layers (L, 2, K, P, D), and next-token logits (V)."""
+    """A prompt that was read: its ids, keys and values of L layers (L, 2, K, P, D), and next-token logits (V).
+
+    trunk (P, H): what entered the layer that `keep_trunk` named, or the first.
+    """
 
     ids: tuple[int, ...]
     states: Tensor
     logits: Tensor
+    trunk: Tensor
 
 
 class PackedDecoder:
@@ -60,7 +65,25 @@ class PackedDecoder:
         self.cache = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.lengths = torch.zeros(slots, dtype=torch.long, device=base.device)
         self.taken = 0
+        self.trunk: Tensor | None = None
+        self._split = -1
         self._last: _Prompt | None = None
+
+    def keep_trunk(self, split: int) -> None:
+        """From now on keep the hidden states that enter layer `split`, for every token that is written. Begin empty."""
+        slots, columns = self.cache.shape[2], self.cache.shape[4]
+        self._split = split
+        self.trunk = self.cache.new_zeros(slots, columns, self.head.shape[1])
+
+    def read_trunk(self, slot: int) -> Float[Tensor, "T H"]:
+        """Those of the T tokens that the slot holds, in memory of their own.
+
+        Raises:
+            RuntimeError: they were not kept.
+        """
+        if self.trunk is None:
+            raise RuntimeError("call keep_trunk before the first prompt")
+        return self.trunk[slot, : int(self.lengths[slot])].clone()
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "N V"]:
         """Put `prompts` into the next slots; returns their next-token logits."""
@@ -73,6 +96,8 @@ class PackedDecoder:
         for slot, ids in enumerate(wanted, start=self.taken):
             self.lengths[slot] = len(ids)
             self.cache[:, :, slot, :, : len(ids)] = read[ids].states
+            if self.trunk is not None:
+                self.trunk[slot, : len(ids)] = read[ids].trunk
         self.taken += len(wanted)
         self._last = read[wanted[-1]]
         return torch.stack([read[ids].logits for ids in wanted])
@@ -93,7 +118,9 @@ class PackedDecoder:
 
             return store
 
-        hidden = self._run(tokens[:, None], places[:, None], mask, keep)
+        hidden, trunk = self._run(tokens[:, None], places[:, None], mask, keep)
+        if self.trunk is not None:
+            self.trunk[rows, places] = trunk[:, 0]
         places += 1
         return functional.linear(hidden[:, 0], self.head)
 
@@ -103,6 +130,8 @@ class PackedDecoder:
         if slot != self.taken:
             length = int(self.lengths[self.taken])
             self.cache[:, :, slot, :, :length] = self.cache[:, :, self.taken, :, :length]
+            if self.trunk is not None:
+                self.trunk[slot, :length] = self.trunk[self.taken, :length]
             self.lengths[slot] = length
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> list[_Prompt]:
@@ -121,21 +150,26 @@ class PackedDecoder:
 
             return store
 
-        hidden = self._run(ids, columns.expand(ids.shape), mask, keep)
+        hidden, trunk = self._run(ids, columns.expand(ids.shape), mask, keep)
         logits = functional.linear(hidden[torch.arange(len(prompts)), lengths - 1], self.head)
         layers = torch.stack(states)
-        return [_Prompt(p, layers[:, :, row, :, : len(p)], logits[row]) for row, p in enumerate(prompts)]
+        return [
+            _Prompt(p, layers[:, :, row, :, : len(p)], logits[row], trunk[row, : len(p)])
+            for row, p in enumerate(prompts)
+        ]
 
     def _run(
         self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], mask: Tensor, keep: Callable[[int], Store]
-    ) -> Float[Tensor, "B T H"]:
-        """Hidden states after the final norm."""
+    ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"]]:
+        """Hidden states after the final norm, and those that enter the layer that `keep_trunk` named, or the first."""
         x = self.model.get_input_embeddings()(ids)
         cos, sin = self.model.rotary_emb(x, positions)
+        trunk = x
         for number, (layer, thins) in enumerate(self.layers):
+            if number == self._split:
+                trunk = x
             x = advance_layer(layer, thins, x, cos, sin, mask, keep(number))
-        hidden: Tensor = self.model.norm(x)
-        return hidden
+        return self.model.norm(x), trunk
 
 
 def _mask_out(hidden: Tensor, dtype: torch.dtype) -> Tensor:

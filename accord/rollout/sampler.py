@@ -2,22 +2,24 @@
 
 Implements continuous batching: prompts enter sorted by length, a prompt that several samples share is read once,
 finished rows leave the batch, waiting prompts take their place, logprobs are taken while sampling, and every sequence
-has its own random stream. How a batch is decoded is an engine's matter (`engines`). Leaves out CUDA graphs, top-p and
-top-k.
+has its own random stream. Where asked, the frozen trunk's states, which decoding computes anyway, come with the
+rollout, so that no later pass runs those layers again. How a batch is decoded is an engine's matter (`engines`). Leaves
+out CUDA graphs, top-p and top-k.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from accord.errors import DataError
 from accord.models import Base
-from accord.rollout.engines import Engine, OpenEngine, open_engine, pad_left
+from accord.models.decoding import PackedDecoder
+from accord.rollout.engines import Engine, OpenEngine, PackedEngine, open_engine, pad_left
 from accord.rollout.streams import draw_tokens, draw_uniforms
 from accord.types import Completion, Prompt, Rollout
 
@@ -34,6 +36,8 @@ class _Sequence:
     completion_ids: list[int]
     logprobs: list[float]
     finished: bool = False
+    done: bool = False
+    trunk: Tensor | None = None
 
 
 class Sampler:
@@ -41,7 +45,8 @@ class Sampler:
 
     The batch size changes speed and memory only: in float32 the tokens are those of one-by-one recomputation.
     `on_tokens`, where given, is called with the number of tokens just sampled (for a progress bar). `open_engine` opens
-    what decodes each batch.
+    what decodes each batch. With `keep_trunk` a rollout holds the trunk's states, where the role stands on a trunk and
+    decoding runs packed; a sequence then takes one step more, in which its last token is read too.
     """
 
     def __init__(
@@ -50,11 +55,14 @@ class Sampler:
         batch_size: int = 32,
         on_tokens: Callable[[int], None] | None = None,
         open_engine: OpenEngine = open_engine,
+        *,
+        keep_trunk: bool = False,
     ) -> None:
         self.base = base
         self.batch_size = batch_size
         self.on_tokens = on_tokens
         self.open_engine = open_engine
+        self.keep_trunk = keep_trunk
 
     @torch.no_grad()
     def generate(
@@ -81,8 +89,9 @@ class Sampler:
             slots = min(self.batch_size, len(rows))
             columns = max(len(row.prompt_ids) for row in rows) + max_new_tokens
             engine = self.open_engine(self.base, model, slots, columns)
-            self._decode(engine, slots, deque(rows[i] for i in order), max_new_tokens, temperature)
-        return assemble_rollout(
+            decoder = self._find_trunk(role, engine)
+            self._decode(engine, decoder, slots, deque(rows[i] for i in order), max_new_tokens, temperature)
+        rollout = assemble_rollout(
             self.base,
             prompts,
             [r.prompt_ids for r in rows],
@@ -90,32 +99,67 @@ class Sampler:
             [r.logprobs for r in rows],
             [r.finished for r in rows],
         )
+        return rollout if decoder is None else _add_trunk(rollout, [r.trunk for r in rows if r.trunk is not None])
+
+    def _find_trunk(self, role: str | None, engine: Engine) -> PackedDecoder | None:
+        """What keeps the trunk's states while it decodes; None where nothing is to be kept, or there is no trunk."""
+        on_trunk = self.base.split > 0 and (role is None or self.base.describe(role).on_trunk)
+        if not self.keep_trunk or not on_trunk or not isinstance(engine, PackedEngine):
+            return None
+        engine.decoder.keep_trunk(self.base.split)
+        return engine.decoder
 
     def _decode(
-        self, engine: Engine, slots: int, waiting: deque[_Sequence], max_new_tokens: int, temperature: float
+        self,
+        engine: Engine,
+        decoder: PackedDecoder | None,
+        slots: int,
+        waiting: deque[_Sequence],
+        max_new_tokens: int,
+        temperature: float,
     ) -> None:
-        """Sample every waiting row to EOS or `max_new_tokens`, in place."""
+        """Sample every waiting row to EOS or `max_new_tokens`, in place; `decoder`, if any, keeps the trunk."""
         active: list[_Sequence] = []
         tokens = torch.empty(0, dtype=torch.long, device=self.base.device)
         while waiting or active:
-            logits = [engine.step(tokens)] if active else []
+            logits = []
+            if active:
+                following = engine.step(tokens)
+                if decoder is not None:  # the last tokens of those that are done have just been read
+                    active, following = _release(engine, decoder, active, following)
+                logits.append(following)
             free = slots - len(active)
             if waiting and (not active or (engine.admits_while_running and free >= ADMIT_FROM * slots)):
                 entering = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 logits.append(engine.admit([row.prompt_ids for row in entering]))
                 active += entering
+            if not active:
+                break
             uniforms = torch.stack([row.uniforms[len(row.completion_ids)] for row in active])
             tokens, logprobs = draw_tokens(torch.cat(logits), uniforms, temperature)
             for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
                 row.completion_ids.append(token)
                 row.logprobs.append(logprob)
                 row.finished = token == self.base.tokens.eos_id
+                row.done = row.finished or len(row.completion_ids) == max_new_tokens
             if self.on_tokens:
                 self.on_tokens(len(active))
-            alive = [i for i, r in enumerate(active) if not r.finished and len(r.completion_ids) < max_new_tokens]
-            if len(alive) < len(active):
-                alive = engine.keep(alive)
-                active, tokens = [active[i] for i in alive], tokens[alive]
+            if decoder is None:
+                active, tokens = _release(engine, None, active, tokens)
+
+
+def _release(
+    engine: Engine, decoder: PackedDecoder | None, active: list[_Sequence], values: Tensor
+) -> tuple[list[_Sequence], Tensor]:
+    """Rows that are done leave, with their trunk's states; those that stay, and their `values`, in their new order."""
+    alive = [place for place, row in enumerate(active) if not row.done]
+    if len(alive) == len(active):
+        return active, values
+    for place, row in enumerate(active):
+        if decoder is not None and row.done:
+            row.trunk = decoder.read_trunk(place)
+    alive = engine.keep(alive)
+    return [active[place] for place in alive], values[alive]
 
 
 def _encode_unique(base: Base, prompts: Sequence[Prompt]) -> dict[Prompt, list[int]]:
@@ -144,6 +188,14 @@ def assemble_rollout(
     )
     tensors = (left_ids, left_mask, right_ids, right_mask, right_logprobs, torch.tensor(list(finished)))
     return Rollout(tuple(prompts), completions, *(t.to(base.device) for t in tensors))
+
+
+def _add_trunk(rollout: Rollout, states: Sequence[Tensor]) -> Rollout:
+    """The rollout with each sequence's states (T, H) in its own columns."""
+    columns = rollout.prompt_ids.shape[1]
+    trunk = states[0].new_zeros(*rollout.input_ids.shape, states[0].shape[1])
+    trunk[rollout.attention_mask] = torch.cat(list(states))
+    return replace(rollout, prompt_trunk=trunk[:, :columns], completion_trunk=trunk[:, columns:])
 
 
 def count_tokens(rollout: Rollout) -> int:

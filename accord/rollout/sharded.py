@@ -15,7 +15,7 @@ from torch import Tensor
 from accord import distributed
 from accord.types import Generator, Prompt, Rollout
 
-LEFT_PADDED = ("prompt_ids", "prompt_mask")
+LEFT_PADDED = ("prompt_ids", "prompt_mask", "prompt_trunk")
 
 
 class SharedSampler:
@@ -72,14 +72,15 @@ def join_rollouts(parts: Sequence[Rollout], pad_id: int) -> Rollout:
 
 
 def _stack(tensors: Sequence[Tensor], value: int, *, left: bool) -> Tensor:
-    """(b, T) each, or (b,) -> (B, T) with the widest T, or (B,)."""
+    """(b, T, *) each, or (b,) -> (B, T, *) with the widest T, or (B,)."""
     if tensors[0].dim() == 1:
         return torch.cat(list(tensors))
     width = max(tensor.shape[1] for tensor in tensors)
     padded = []
     for tensor in tensors:
         missing = width - tensor.shape[1]
-        padded.append(torch.nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=value))
+        ends = (0, 0) * (tensor.dim() - 2) + ((missing, 0) if left else (0, missing))
+        padded.append(torch.nn.functional.pad(tensor, ends, value=value))
     return torch.cat(padded)
 
 

@@ -165,9 +165,11 @@ def compute_token_values(
 
 @torch.no_grad()
 def compute_trunk(base: Base, rollout: Rollout, micro_batch_size: int) -> Float[Tensor, "B T H"] | None:
-    """The frozen layers' output for the whole rollout, or None where `base.split == 0`."""
+    """The frozen layers' output for the whole rollout, as its sampler kept it or anew; None where `base.split == 0`."""
     if base.split == 0:
         return None
+    if (kept := rollout.trunk) is not None:
+        return kept
     shape = (*rollout.input_ids.shape, base.hidden_size)
     states = torch.zeros(shape, dtype=base.dtype, device=base.device)
     for rows in distributed.share(torch.arange(len(rollout), device=base.device).split(micro_batch_size)):

@@ -29,7 +29,7 @@ from accord.errors import ConfigError
 from accord.models import Base
 from accord.models.branches import PADDING, STEM
 from accord.models.ensemble import Ensemble
-from accord.rollout.engines import open_engine
+from accord.rollout.engines import PackedEngine, open_engine
 from accord.rollout.streams import draw_tokens, draw_uniforms
 from accord.training.experience import TokenBatch, compute_token_logprobs, compute_token_values
 from accord.training.peak import PeakCounter
@@ -208,6 +208,8 @@ def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_toke
         def work() -> None:
             with base.activate(role) as model:
                 engine = open_engine(base, model, rows, prompt_tokens + new_tokens)
+                if isinstance(engine, PackedEngine):
+                    engine.decoder.keep_trunk(base.split)
                 read = prompt_tokens if engine.admits_while_running else prompt_tokens + new_tokens - 1
                 tokens = draw(engine.admit([[row % base.vocabulary] * read for row in range(rows)]))
                 draw(engine.step(tokens))

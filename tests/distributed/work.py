@@ -65,7 +65,7 @@ def step() -> dict[str, Any]:
 
 def ppo(lora: LoraSettings | None = LORA) -> dict[str, Any]:
     base = build_base(lora)
-    sampler = SharedSampler(Sampler(base, batch_size=4), pad_id=base.tokens.pad_id, device=base.device)
+    sampler = SharedSampler(Sampler(base, batch_size=4, keep_trunk=True), pad_id=base.tokens.pad_id, device=base.device)
     section = PpoSection(
         updates=2, prompts_per_update=6, epochs=2, minibatches=2, micro_batch_size=2, evaluate_every=1,
         learning_rate=1e-3, critic_learning_rate=1e-3,
@@ -114,11 +114,11 @@ def sft() -> dict[str, Any]:
 def sampling() -> dict[str, Any]:
     base = build_base()
     prompts = [p for p in PROMPTS for _ in range(2)][:13]
-    sampler = SharedSampler(Sampler(base, batch_size=4), pad_id=base.tokens.pad_id, device=base.device)
+    sampler = SharedSampler(Sampler(base, batch_size=4, keep_trunk=True), pad_id=base.tokens.pad_id, device=base.device)
     found = {}
     for name, some in (("many", prompts), ("two", prompts[:2]), ("one", prompts[:1])):
         rollout = sampler.generate("policy", some, seeds=range(len(some)), max_new_tokens=6, temperature=1.0)
-        fields = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "logprobs", "finished")
+        fields = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "logprobs", "finished", "trunk")
         found[name] = {field: getattr(rollout, field) for field in fields} | {
             "texts": [completion.text for completion in rollout.completions]
         }

@@ -103,6 +103,37 @@ def test_a_role_without_training_samples_what_the_reference_samples(base: Base) 
     assert torch.equal(ours.completion_ids, theirs.completion_ids)
 
 
+@pytest.mark.parametrize("batch_size", [3, 18])
+def test_a_kept_trunk_is_the_trunks_own_pass_over_the_rollout(tmp_path: Path, batch_size: int) -> None:
+    build_tiny_model(tmp_path, "llama")
+    base = load_base(str(tmp_path), dtype="float32", split=1)
+    base.add_policy("policy", lora=LoraSettings(rank=4, alpha=8), seed=0)
+    fill = torch.Generator().manual_seed(1)
+    base.load_state("policy", {n: torch.randn(v.shape, generator=fill) for n, v in base.state("policy").items()})
+    prompts = [Prompt.from_user("x" * (i % 7)) for i in range(18)]
+    options = {"seeds": range(18), "max_new_tokens": 60, "temperature": 3.0}
+    rollout = Sampler(base, batch_size, keep_trunk=True).generate("policy", prompts, **options)
+    plain = Sampler(base, batch_size).generate("policy", prompts, **options)
+    assert rollout.finished.any() and not rollout.finished.all()
+    assert torch.equal(rollout.completion_ids, plain.completion_ids)
+    torch.testing.assert_close(rollout.logprobs, plain.logprobs, atol=2e-5, rtol=0)
+    assert plain.trunk is None
+    expected = base.compute_trunk(rollout.input_ids, rollout.attention_mask)
+    mask = rollout.attention_mask
+    torch.testing.assert_close(rollout.trunk[mask], expected[mask], atol=2e-5, rtol=1e-4)
+    assert not rollout.trunk[~mask].any()
+
+
+def test_no_trunk_is_kept_of_a_role_that_adapts_the_lower_layers(tmp_path: Path) -> None:
+    build_tiny_model(tmp_path, "llama")
+    base = load_base(str(tmp_path), dtype="float32", split=1)
+    base.add_policy("policy", lora=LoraSettings(rank=4, alpha=8), seed=0, every_layer=True)
+    rollout = Sampler(base, 4, keep_trunk=True).generate(
+        "policy", PROMPTS, seeds=SEEDS, max_new_tokens=4, temperature=1.0
+    )
+    assert rollout.trunk is None
+
+
 def test_one_seed_a_prompt(base: Base) -> None:
     with pytest.raises(DataError, match="seeds"):
         Sampler(base).generate(None, PROMPTS, seeds=[1], max_new_tokens=4, temperature=1.0)
