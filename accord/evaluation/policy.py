@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,7 +185,7 @@ def _measure_likelihood(base: Base, role: str | None, rollout: Rollout, temperat
         own = base.compute_logprobs(role, ids, attention, width, temperature, trunk)
         kl = torch.zeros(len(part))
         if role is not None:
-            reference = base.compute_logprobs(None, ids, attention, width, temperature, trunk)
+            reference = base.compute_logprobs(None, ids, attention, width, temperature, trunk, entropy="unread")
             kl = compute_sequence_kl(own.logprobs, reference.logprobs, mask)
         tokens = mask.sum(dim=1).clamp_min(1)
         entropy = (own.entropy * mask).sum(dim=1) / tokens
@@ -199,8 +199,9 @@ def select_rollout(rollout: Rollout, index: Sequence[int]) -> Rollout:
     """The rows of `rollout` named by `index`, in that order; every column stays where it is."""
     where = torch.as_tensor(list(index), device=rollout.completion_ids.device)
     tensors: dict[str, Tensor] = {
-        name: getattr(rollout, name)[where]
-        for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "logprobs", "finished")
+        field.name: getattr(rollout, field.name)[where]
+        for field in fields(rollout)
+        if torch.is_tensor(getattr(rollout, field.name))
     }
     prompts = tuple(rollout.prompts[i] for i in index)
     completions = tuple(rollout.completions[i] for i in index)

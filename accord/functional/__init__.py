@@ -14,12 +14,13 @@ from accord.functional.kl import (
     compute_k3,
     compute_sequence_kl,
 )
-from accord.functional.logprobs import TokenLogprobs, compute_head_logprobs, compute_logprobs
+from accord.functional.logprobs import EntropyUse, TokenLogprobs, compute_head_logprobs, compute_logprobs
 from accord.functional.masking import compute_last_index, masked_mean, masked_sum, masked_variance, masked_whiten
 from accord.functional.shaping import shape_rewards
 
 __all__ = [
     "Advantages",
+    "EntropyUse",
     "TokenLogprobs",
     "compute_best_of_n_kl",
     "compute_categorical_kl",

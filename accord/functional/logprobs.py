@@ -8,7 +8,7 @@ out top-p and top-k: truncated sampling has no place in an optimiser.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,10 @@ from accord.errors import DataError
 
 CHUNK_ELEMENTS = 2**22
 """Logits that are held in float32 at one time (16 MiB)."""
+
+
+EntropyUse = Literal["learns", "constant", "unread"]
+"""Of the entropy: gradients flow through it; it is a number to be shown; nobody reads it, and it is NaN."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -34,7 +38,7 @@ def compute_head_logprobs(
     ids: Int[Tensor, " N"],
     temperature: float | int = 1.0,
     *,
-    entropy_learns: bool = True,
+    entropy: EntropyUse = "learns",
 ) -> TokenLogprobs:
     """`compute_logprobs` of the logits hidden W^T, which are never all there at once; W is frozen.
 
@@ -42,13 +46,14 @@ def compute_head_logprobs(
     m = sum_j p_j w_j, temperature * d log p_i / dh = w_i - m, temperature * dH / dh = -sum_j p_j (log p_j + H) w_j.
 
     hidden (N, H), weight (V, H) without infinite products, ids (N,) -> both (N,), float32 (float64 in float64).
-    Differentiable once in `hidden`; without `entropy_learns` the entropy is a constant, which spares a product with W.
+    Differentiable once in `hidden`. An entropy that does not learn spares a product with W; one that nobody reads, two
+    passes over the logits.
 
     Raises:
         DataError: the shapes do not match, or `temperature` is not above 0.
     """
     _check(hidden.shape[:-1], ids, temperature)
-    return TokenLogprobs(*_HeadLogprobs.apply(hidden, weight, ids, temperature, entropy_learns))
+    return TokenLogprobs(*_HeadLogprobs.apply(hidden, weight, ids, temperature, entropy))
 
 
 def compute_logprobs(
@@ -87,29 +92,33 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, entropy_learns: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, use: EntropyUse
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy = hidden.new_empty(2, len(ids), dtype=wide)
+        logprobs = hidden.new_empty(len(ids), dtype=wide)
+        entropy = torch.full_like(logprobs, torch.nan)
         learns = ctx.needs_input_grad[0]
-        slopes = hidden.new_empty((1 + entropy_learns, *hidden.shape) if learns else 0)
+        slopes = hidden.new_empty((1 + (use == "learns"), *hidden.shape) if learns else 0)
         for rows in _row_chunks(len(ids), len(weight)):
-            logits = torch.nn.functional.linear(hidden[rows], weight).to(wide)
+            logits = torch.nn.functional.linear(hidden[rows], weight)
             if temperature != 1:
-                logits /= temperature
-            p = torch.softmax(logits, dim=1)
+                logits = logits.to(wide).div_(temperature)
+            p = torch.softmax(logits, dim=1, dtype=wide)
             largest, place = logits.max(dim=1)
             norm = largest - p.gather(1, place[:, None])[:, 0].log()
             logprobs[rows] = logits.gather(1, ids[rows, None])[:, 0] - norm
-            entropy[rows] = norm - torch.linalg.vecdot(p, logits)
             if learns:
                 torch.sub(weight[ids[rows]], p.to(hidden.dtype) @ weight, out=slopes[0, rows])
-            if learns and entropy_learns:
+            if use == "unread":
+                continue
+            logits = logits.to(wide)
+            entropy[rows] = norm - torch.linalg.vecdot(p, logits)
+            if learns and use == "learns":
                 spread = logits.sub_(norm[:, None]).add_(entropy[rows, None]).mul_(p)
                 torch.matmul(spread.to(hidden.dtype), weight, out=slopes[1, rows]).neg_()
         ctx.save_for_backward(slopes)
         ctx.temperature = temperature
-        if not entropy_learns:
+        if use != "learns":
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 

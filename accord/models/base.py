@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from accord.errors import ModelError
-from accord.functional import TokenLogprobs, compute_head_logprobs, compute_logprobs
+from accord.functional import EntropyUse, TokenLogprobs, compute_head_logprobs, compute_logprobs
 from accord.models.adapters import find_site
 from accord.models.branches import check_branching
 from accord.models.decoding import check_packed_decoding
@@ -121,11 +121,11 @@ class Base(Roles):
         temperature: float,
         trunk: Float[Tensor, "B T H"] | None = None,
         *,
-        entropy_learns: bool = True,
+        entropy: EntropyUse = "learns",
     ) -> TokenLogprobs:
         """log p of each of the last `last` tokens and the entropy at its position, (B, last) in nats; 0 where masked.
 
-        Without `entropy_learns` the entropy is a constant. The head reads real tokens only, a few at a time, so that no
+        `entropy` as in `compute_head_logprobs`. The head reads real tokens only, a few at a time, so that no
         (B, last, V) is ever held (except for a full copy, whose head learns too, and for models that change their
         logits: these go through `compute_logits`).
 
@@ -143,7 +143,7 @@ class Base(Roles):
         )
         head = self.model.get_output_embeddings()
         rows = hidden[:, -last - 1 : -1][mask]
-        found = compute_head_logprobs(rows, head.weight, ids[mask], temperature, entropy_learns=entropy_learns)
+        found = compute_head_logprobs(rows, head.weight, ids[mask], temperature, entropy=entropy)
         return TokenLogprobs(*(values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found))
 
     def compute_values(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from accord import distributed
 from accord.config.schema import PpoSection, SampleSection
+from accord.functional import EntropyUse, TokenLogprobs
 from accord.models import Base
 from accord.types import Generator, Prompt, Rollout, derive_seed
 
@@ -139,18 +140,21 @@ def iterate_minibatches(sequences: int, minibatches: int, seed: int) -> Iterator
 
 
 def compute_token_logprobs(
-    base: Base, role: str | None, batch: TokenBatch, temperature: float, *, entropy_learns: bool = False
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+    base: Base, role: str | None, batch: TokenBatch, temperature: float, *, entropy: EntropyUse = "constant"
+) -> TokenLogprobs:
     """(log pi(y_t | x, y_<t), entropy of pi(. | x, y_<t)), both (b, c) in nats at the sampling temperature.
 
     `role` None is the reference. Gradients flow where the caller has them on; through the entropy only where asked.
     """
-    columns = batch.mask.shape[1]
-    logprobs, entropy = base.compute_logprobs(
-        role, batch.input_ids, batch.attention_mask, columns, temperature,
-        trunk=batch.trunk, entropy_learns=entropy_learns,
+    return base.compute_logprobs(
+        role, batch.input_ids, batch.attention_mask, batch.mask.shape[1], temperature,
+        trunk=batch.trunk, entropy=entropy,
     )  # fmt: skip
-    return logprobs, entropy
+
+
+def choose_entropy(cfg: PpoSection) -> EntropyUse:
+    """What a policy's pass of an update needs of the entropy: its gradient where it is rewarded, else nothing."""
+    return "learns" if cfg.ent_coef > 0 else "unread"
 
 
 def compute_token_values(
@@ -189,16 +193,18 @@ def read_rollout(
     temperature: float,
     micro_batch_size: int,
     trunk: Tensor | None,
-) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
-    """(logprobs, entropy) of a rollout's tokens under `role`, None for the frozen base; 0 where masked."""
+    entropy: EntropyUse = "constant",
+) -> TokenLogprobs:
+    """(logprobs, entropy) of a rollout's tokens under `role`, None for the frozen base; (B, C), 0 where masked."""
     shape = rollout.completion_mask.shape
-    logprobs, entropy = (torch.zeros(shape, device=base.device) for _ in range(2))
+    found = TokenLogprobs(*(torch.zeros(shape, device=base.device) for _ in range(2)))
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        found, spread = compute_token_logprobs(base, role, batch, temperature)
-        batch.put(logprobs, found)
-        batch.put(entropy, spread)
-    distributed.sum_tensors(logprobs, entropy)
-    return logprobs, entropy
+        for whole, part in zip(
+            found, compute_token_logprobs(base, role, batch, temperature, entropy=entropy), strict=True
+        ):
+            batch.put(whole, part)
+    distributed.sum_tensors(*found)
+    return found
 
 
 @torch.no_grad()
@@ -226,7 +232,7 @@ def compute_experience(
         entropy = -logprobs
     else:
         logprobs, entropy = read_rollout(base, policy, rollout, **options)
-    ref_logprobs, _ = read_rollout(base, reference, rollout, **options)
+    ref_logprobs, _ = read_rollout(base, reference, rollout, entropy="unread", **options)
     values = torch.zeros_like(logprobs)
     states = values.new_zeros((*values.shape, base.hidden_size), dtype=base.dtype)
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):

@@ -31,7 +31,7 @@ from accord.models.branches import PADDING, STEM
 from accord.models.ensemble import Ensemble
 from accord.rollout.engines import PackedEngine, open_engine
 from accord.rollout.streams import draw_tokens, draw_uniforms
-from accord.training.experience import TokenBatch, compute_token_logprobs, compute_token_values
+from accord.training.experience import TokenBatch, choose_entropy, compute_token_logprobs, compute_token_values
 from accord.training.peak import PeakCounter
 from accord.training.selection import EVALUATION_BATCH
 from accord.training.sequences import TRUNK_BATCH_TOKENS
@@ -137,8 +137,9 @@ def weigh_ppo(
         def work() -> None:
             batch = _build_batch(base, rows, prompt_tokens, new_tokens)
             batch = replace(batch, trunk=base.compute_trunk(batch.input_ids, batch.attention_mask))
-            logprobs, entropy = compute_token_logprobs(base, policy, batch, 1.0, entropy_learns=cfg.ent_coef > 0)
-            torch.autograd.backward(logprobs.sum() + cfg.ent_coef * entropy.sum())
+            logprobs, entropy = compute_token_logprobs(base, policy, batch, 1.0, entropy=choose_entropy(cfg))
+            loss = logprobs.sum() if cfg.ent_coef == 0 else logprobs.sum() + cfg.ent_coef * entropy.sum()
+            torch.autograd.backward(loss)
             if cfg.critic == "adapter":
                 torch.autograd.backward(compute_token_values(base, critic, batch).sum())
 
@@ -186,7 +187,7 @@ def weigh_sft(base: Base, role: str, *, tokens: int, new_tokens: int, stored_tok
             batch = _build_batch(base, rows, tokens - new_tokens, new_tokens)
             trunk = base.compute_trunk(batch.input_ids, batch.attention_mask) if on_trunk else None
             logprobs, _ = base.compute_logprobs(
-                role, batch.input_ids, batch.attention_mask, new_tokens, 1.0, trunk, entropy_learns=False
+                role, batch.input_ids, batch.attention_mask, new_tokens, 1.0, trunk, entropy="constant"
             )
             torch.autograd.backward(logprobs.sum())
 

@@ -31,6 +31,7 @@ from accord.models import Base
 from accord.rewards import name_parts, resume_source, score_in_parts, steer_source
 from accord.training import checks
 from accord.training.experience import (
+    choose_entropy,
     compute_experience,
     compute_token_logprobs,
     compute_token_values,
@@ -131,7 +132,7 @@ def train_ppo(
                 for batch in iterate_micro_batches(rollout, old.trunk, rows, cfg.micro_batch_size):
                     # The roles have no weight in common, so one's graph is gone before the other's is built.
                     logprobs, entropy = compute_token_logprobs(
-                        base, policy, batch, sample.temperature, entropy_learns=cfg.ent_coef > 0
+                        base, policy, batch, sample.temperature, entropy=choose_entropy(cfg)
                     )
                     old_logprobs = batch.take(old.logprobs)
                     if not steps:
@@ -144,8 +145,8 @@ def train_ppo(
                         logprobs, old_logprobs, batch.take(advantages), batch.mask,
                         clip_range=cfg.clip_range, denominator=tokens,
                     )  # fmt: skip
-                    bonus = masked_mean(entropy, batch.mask, tokens)
-                    torch.autograd.backward(policy_loss.loss - cfg.ent_coef * bonus)
+                    bonus = cfg.ent_coef * masked_mean(entropy, batch.mask, tokens) if cfg.ent_coef else 0.0
+                    torch.autograd.backward(policy_loss.loss - bonus)
                     value_loss = compute_value_loss(
                         compute_token_values(base, critic, batch, old.critic_states), batch.take(old.values),
                         batch.take(returns), batch.mask, clip_range=cfg.value_clip_range, denominator=tokens,

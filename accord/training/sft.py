@@ -160,7 +160,7 @@ def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree],
         mask = batch.completion_mask
         last = mask.shape[1]
         logprobs, entropy = base.compute_logprobs(
-            role, batch.input_ids, batch.attention_mask, last, 1.0, trunk=batch.trunk, entropy_learns=False
+            role, batch.input_ids, batch.attention_mask, last, 1.0, trunk=batch.trunk, entropy="constant"
         )
         loss = compute_sft_loss(logprobs, mask, denominator=tokens)
         torch.autograd.backward(loss.loss)

@@ -48,8 +48,9 @@ class FakeBase:
         return None
 
     def compute_logprobs(
-        self, role: str | None, input_ids: torch.Tensor, mask: torch.Tensor, last: int, temperature: float, trunk: Any
-    ) -> TokenLogprobs:
+        self, role: str | None, input_ids: torch.Tensor, mask: torch.Tensor, last: int, temperature: float, trunk: Any,
+        entropy: str = "learns",
+    ) -> TokenLogprobs:  # fmt: skip
         logits = (REFERENCE_LOGITS if role is None else POLICY_LOGITS).expand(len(input_ids), last, 4)
         return compute_logprobs(logits, input_ids[:, -last:], temperature)
 

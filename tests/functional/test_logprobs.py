@@ -116,7 +116,11 @@ def test_from_hidden_states_and_the_heads_matrix_both_values_and_gradients_are_a
     (gradient,) = torch.autograd.grad((ours.logprobs * onto[0] + ours.entropy * onto[1]).sum(), hidden)
     (oracle,) = torch.autograd.grad((theirs[0] * onto[0] + theirs[1] * onto[1]).sum(), hidden, retain_graph=True)
     torch.testing.assert_close(gradient, oracle)
-    constant = compute_head_logprobs(hidden, weight, ids, temperature, entropy_learns=False)
+    constant = compute_head_logprobs(hidden, weight, ids, temperature, entropy="constant")
     assert not constant.entropy.requires_grad
+    torch.testing.assert_close(constant.entropy, theirs[1])
+    unread = compute_head_logprobs(hidden, weight, ids, temperature, entropy="unread")
+    assert unread.entropy.isnan().all() and not unread.entropy.requires_grad
+    assert torch.equal(unread.logprobs, constant.logprobs)
     (gradient,) = torch.autograd.grad((constant.logprobs * onto[0]).sum(), hidden)
     torch.testing.assert_close(gradient, torch.autograd.grad((theirs[0] * onto[0]).sum(), hidden)[0])

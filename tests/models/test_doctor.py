@@ -168,8 +168,8 @@ def test_values_and_scores_that_depend_on_padding_are_refused(monkeypatch):
     base = build_base()
     inner = base.compute_hidden
 
-    def shifted(role, inputs, trunk):
-        return inner(role, inputs, trunk) + 0.1 * (inputs["attention_mask"] == 0).sum()
+    def shifted(role, inputs, trunk, **options):
+        return inner(role, inputs, trunk, **options) + 0.1 * (inputs["attention_mask"] == 0).sum()
 
     monkeypatch.setattr(base, "compute_hidden", shifted)
     assert find_failures(base) == {"padding_values", "padding_scores"}
