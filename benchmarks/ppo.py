@@ -6,9 +6,10 @@ Work of an iteration: 32 prompts of 64 random words, 48 new tokens each (nothing
 model, and 4 epochs of one optimiser step in 4 micro-batches; LoRA r 16 on all linear layers (ours: of the layers above
 the split), learning rate 1e-5, temperature 1, bfloat16. Both read the same prompt ids and score with the same linear
 head on the frozen model. The contestants differ where their users would: TRL trains all weights of its critic, for
-`peft_config` reaches the policy alone, and its reward model has no adapter; ours has one in each role. `--split 0`
-adapts every layer in each role; with `--policy-everywhere` the policy adapts every layer, as TRL's does, while critic
-and reward model keep above the split (`model.adapter = "lora_all"`).
+`peft_config` reaches the policy alone, and its reward model has no adapter; ours has one in each role, and of the
+critic the head alone learns, as by default (`--critic adapter`: all of it). `--split 0` adapts every layer in each
+role; with `--policy-everywhere` the policy adapts every layer, as TRL's does, while critic and reward model keep above
+the split (`model.adapter = "lora_all"`).
 
 Each contestant runs in a process of its own, one after the other, with the same threads. Its first iteration is the
 warm-up, in which the work is counted (benchmarks/counting.py says how); the `--iterations` after it are timed. Shown:
@@ -44,9 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts to one table")
     parser.add_argument("--split", type=int, action="append", help="of ours, may be given again (default: 0 and -1)")
     parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
-    parser.add_argument("--critic", choices=["adapter", "head"], default="adapter", help="what learns of our critic")
+    parser.add_argument("--critic", choices=["adapter", "head"], default="head", help="what learns of our critic")
     parser.add_argument(
-        "--old-logprobs", choices=["trainer", "sampler"], default="trainer", help="whose are the old ones of ours"
+        "--old-logprobs", choices=["trainer", "sampler"], default="sampler", help="whose are the old ones of ours"
     )
     parser.add_argument("--iterations", type=int, default=3, help="timed, after one that warms up")
     for name, default in (("prompts", 32), ("prompt-tokens", 64), ("new-tokens", 48), ("epochs", 4)):

@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts")
     parser.add_argument("--split", type=int, default=-1, help="of ours")
     parser.add_argument("--policy-everywhere", action="store_true", help="our policy adapts every layer")
-    parser.add_argument("--critic", choices=["adapter", "head"], default="adapter", help="what learns of our critic")
+    parser.add_argument("--critic", choices=["adapter", "head"], default="head", help="what learns of our critic")
     parser.add_argument(
-        "--old-logprobs", choices=["trainer", "sampler"], default="trainer", help="whose are the old ones of ours"
+        "--old-logprobs", choices=["trainer", "sampler"], default="sampler", help="whose are the old ones of ours"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")

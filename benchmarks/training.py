@@ -118,9 +118,9 @@ def name_ours(base: Base, work: Mapping[str, Any]) -> str:
     """What a row of ours is called: by its split, whether the policy keeps to it, what learns of the critic, and whose
     logprobs are the old ones."""
     everywhere = "" if base.describe("policy").on_trunk or not base.split else ", policy on every layer"
-    head = ", critic's head alone" if work.get("critic") == "head" else ""
-    sampler = ", sampler's logprobs" if work.get("old_logprobs") == "sampler" else ""
-    return f"accord, split {base.split}{everywhere}{head}{sampler}"
+    critic = ", whole critic learns" if work.get("critic") == "adapter" else ""
+    anew = ", old logprobs anew" if work.get("old_logprobs") == "trainer" else ""
+    return f"accord, split {base.split}{everywhere}{critic}{anew}"
 
 
 def draw_head(hidden_size: int) -> Tensor:

@@ -252,11 +252,11 @@ class PpoSection(Section):
     micro_batch_size: int = Field(8, ge=1, description="Sequences a forward pass; changes memory and speed only.")
     objective: str = Field("ppo_clip", description="A policy objective by name (accord/losses).")
     old_logprobs: Literal["trainer", "sampler"] = Field(
-        "trainer", description="Of the ratio: computed anew by a pass of training's kernels, or as they were sampled."
+        "sampler", description="Of the ratio: computed anew by a pass of training's kernels, or as they were sampled."
     )
     learning_rate: float = Field(1e-4, ge=0, description="Of the policy. AdamW, linear to a tenth.")
     critic: Literal["adapter", "head"] = Field(
-        "adapter",
+        "head",
         description="What learns of the critic: all of it, or the head alone on states computed once a rollout.",
     )
     critic_learning_rate: float = Field(1e-4, ge=0, description="Of the critic.")

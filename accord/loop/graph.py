@@ -195,7 +195,7 @@ VERSIONS = {
     "heldout_people": 1,
     "policy": 2,
     "evaluation": 1,
-    "gate": 1,
+    "gate": 2,
     "anchor": 1,
 }
 """Raised when a stage's code would make another artifact from the same inputs; part of every key."""

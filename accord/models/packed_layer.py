@@ -247,8 +247,8 @@ class _Backward:
         rank, start = len(a) // len(self.parts), 0
         for i, rows in enumerate(self.parts):
             own = slice(i * rank, (i + 1) * rank)
-            onto_b = grad[:, start : start + rows].t() @ inner[:, own]
-            self.gradients += [onto_a[own], onto_b.float() * self.scale]
+            onto_b = inner[:, own].t() @ grad[:, start : start + rows]  # transposed: the quicker product
+            self.gradients += [onto_a[own], (onto_b.t().float() * self.scale).contiguous()]
             start += rows
         return result.addmm_(onto_inner, a) if through else result
 

@@ -72,9 +72,13 @@ def test_pad_must_not_be_eos(base: Base) -> None:
         train(base)
 
 
-def test_a_sampler_at_another_temperature_is_found(base: Base) -> None:
-    with pytest.raises(TrainingError, match="sampler's logprobs and the trainer's differ"):
-        train(base, generator=HotSampler(base))
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [("trainer", "sampler's logprobs and the trainer's differ"), ("sampler", "ratio is not 1 before any update")],
+)
+def test_a_sampler_at_another_temperature_is_found(base: Base, old: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(base, generator=HotSampler(base), settings={"old_logprobs": old})
 
 
 def test_a_policy_that_moves_before_the_first_step_is_found(base: Base) -> None:
