@@ -81,7 +81,7 @@ def test_one_layer_of_any_model_is_timed_without_its_weights(tmp_path: Path, arc
     (folder / "model.safetensors").unlink()
     threads = torch.get_num_threads()
     speed = measure_speed(str(folder), dtype="float32", device="cpu", threads=1)
-    assert all(0 < seconds < 0.1 for seconds in vars(speed).values())
+    assert all(0 < seconds < 1 for seconds in vars(speed).values())
     assert speed.trained_layer > speed.read_layer
     assert torch.get_num_threads() == threads
 

@@ -36,12 +36,15 @@ ROUNDS = [f"--set={setting}" for setting in ("project.rounds=2", "rounds.referen
 
 
 def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int, *options: str) -> int:
-    """Start the run and kill it `kills` times at a random moment; then let it end. Returns the kills that hit."""
+    """Start the run and kill it `kills` times at a random moment; then let it end. Returns the kills that hit.
+
+    seconds: of an uninterrupted run. The first kill leaves room for a machine that is quicker this time.
+    """
     hit = 0
     for _ in range(kills):
         process = start_accord("run", str(folder), "--plain", "--yes", *options)
         try:
-            process.communicate(timeout=source.uniform(0.3, 1.0) * seconds)
+            process.communicate(timeout=source.uniform(0.2, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()

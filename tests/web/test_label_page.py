@@ -55,6 +55,20 @@ def wait_until_saved(page: Page) -> None:
     wait_for(page, "() => document.querySelector('#unsaved').hidden")
 
 
+def wait_until_kept(page: Page, answers: int) -> None:
+    """Until IndexedDB holds so many: a person takes longer to close a tab."""
+    count = """() => new Promise((resolve) => {
+      const opening = indexedDB.open("accord", 1);
+      opening.onsuccess = () => {
+        const counting = opening.result.transaction("answers").objectStore("answers").count();
+        counting.onsuccess = () => { resolve(counting.result); opening.result.close(); };
+      };
+    })"""
+    end = time.monotonic() + WAIT_SECONDS
+    while page.evaluate(count) < answers:
+        assert time.monotonic() < end, "the answers were not kept"
+
+
 def current_lease(page: Page) -> str:
     return str(page.get_attribute("#label", "data-lease"))
 
@@ -250,7 +264,7 @@ def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: 
     page.context.set_offline(True)
     for _ in range(5):
         press_and_wait(page, "6")
-    page.wait_for_timeout(300)  # IndexedDB writes; a person takes longer to close a tab
+    wait_until_kept(page, 5)
     page.close()
     assert read_votes(server) == []
     context = page.context
@@ -273,7 +287,7 @@ def test_items_that_were_listed_before_the_answers_arrived_are_not_asked_again(s
     page.context.set_offline(True)
     for _ in range(5):
         press_and_wait(page, "6")
-    page.wait_for_timeout(300)
+    wait_until_kept(page, 5)
     page.close()
     context = page.context
     context.set_offline(False)
