@@ -238,15 +238,20 @@ def _count_policy(work: Work, config: Config, machine: Machine) -> None:
 
 
 def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
-    """A rollout: sampled, its trunk, then policy, reference and critic on top, its score; policy and critic trained."""
+    """A rollout: sampled with its trunk, reference and critic on top, its score; policy, and maybe critic, trained.
+
+    A trunk that sampling did not keep (a policy on every layer) is a pass of its own, as are old logprobs made anew.
+    """
     ppo, new = config.ppo, config.sample.max_new_tokens
     above, own = machine.layers - machine.split, machine.layers - machine.policy_split
     row = machine.prompt_tokens + new
     sequences = ppo.updates * ppo.prompts_per_update
     work.add_sampling(sequences, sequences, machine, new)
-    work.add_reading(sequences * row, machine.split)
+    if own > above:
+        work.add_reading(sequences * row, machine.split)
     work.add_reading(2 * sequences * row, above, sequences * new)
-    work.add_reading(sequences * row, own, sequences * new)
+    if ppo.old_logprobs == "trainer":
+        work.add_reading(sequences * row, own, sequences * new)
     work.add_reading(sequences * row, machine.layers)
     work.add_reading(sequences * row, above)  # the held-out judge, for the curve alone
     if ppo.critic == "adapter":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -55,6 +55,12 @@ def find_branch_ends(branches: Int[Tensor, "B T"]) -> Int[Tensor, "B K"]:
     return torch.stack(ends, dim=1)
 
 
+def mark_columns(columns: Int[Tensor, "B K"], length: int) -> Bool[Tensor, "B T"]:
+    """True at the given columns of each row."""
+    marked = torch.zeros(len(columns), length, dtype=torch.bool, device=columns.device)
+    return marked.scatter_(1, columns, True)
+
+
 def compute_branch_scores(
     base: Base,
     role: str,
@@ -67,9 +73,10 @@ def compute_branch_scores(
     Raises:
         ModelError: no such role, it has no head, or a trunk of another shape.
     """
-    hidden = base.compute_hidden(role, build_branch_inputs(base, input_ids, branches), trunk)
-    rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-    return base.head(role)(hidden[rows, find_branch_ends(branches)])
+    ends = find_branch_ends(branches)
+    inputs, wanted = build_branch_inputs(base, input_ids, branches), mark_columns(ends, input_ids.shape[1])
+    hidden = base.compute_hidden(role, inputs, trunk, wanted=wanted)
+    return base.head(role)(hidden[torch.arange(len(hidden), device=hidden.device)[:, None], ends])
 
 
 def build_branch_inputs(

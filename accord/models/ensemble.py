@@ -12,7 +12,7 @@ states a matrix product of K-fold rows costs K products, and needs K times the m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from accord.errors import ModelError
 from accord.models.adapters import LoraSettings, find_adapted_layers, share_adapter
 from accord.models.base import Base
-from accord.models.branches import build_branch_inputs, find_branch_ends
+from accord.models.branches import build_branch_inputs, find_branch_ends, mark_columns
+from accord.models.packing import reading_rows
 from accord.models.trunk import Trunk, find_layers
 from accord.types import derive_seed
 
@@ -53,9 +54,8 @@ class Ensemble:
     ) -> Float[Tensor, "K B"]:
         """Each member's `base.compute_scores`, float32: member k's score of row b is [k, b]."""
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last_real = (attention_mask.long() * columns).argmax(dim=1)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        return self._read(self.base.build_inputs(input_ids, attention_mask), trunk, lambda h: h[rows, last_real])
+        last_real = (attention_mask.long() * columns).argmax(dim=1, keepdim=True)
+        return self._read(self.base.build_inputs(input_ids, attention_mask), trunk, last_real)[..., 0]
 
     def compute_branch_scores(
         self,
@@ -64,8 +64,8 @@ class Ensemble:
         trunk: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "K B N"]:
         """Each member's scores of the N completions that share a row (models/branches.py), float32."""
-        rows, ends = torch.arange(len(input_ids), device=input_ids.device)[:, None], find_branch_ends(branches)
-        return self._read(build_branch_inputs(self.base, input_ids, branches), trunk, lambda h: h[rows, ends])
+        inputs = build_branch_inputs(self.base, input_ids, branches)
+        return self._read(inputs, trunk, find_branch_ends(branches))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every trainable weight once, under `ROLE/NAME` of the first member that has it."""
@@ -104,19 +104,22 @@ class Ensemble:
             (folder / CARD).write_text(json.dumps(card, sort_keys=True) + "\n")
 
     def _read(
-        self, inputs: Mapping[str, Any], trunk: Tensor | None, take: Callable[[Tensor], Tensor]
-    ) -> Float[Tensor, "K ..."]:
-        """The heads on what `take` takes of each member's hidden states (B, T, H); the common layers run once."""
+        self, inputs: Mapping[str, Any], trunk: Tensor | None, columns: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "K B N"]:
+        """The heads on N hidden states of each row, by each member; the common layers run once."""
+        rows, length = torch.arange(len(columns), device=columns.device)[:, None], inputs["input_ids"].shape[1]
+        wanted = mark_columns(columns, length)
         if len(self) == 1 or self.fork <= self.base.split:
             states = trunk if trunk is not None or len(self) == 1 else self.base.run_trunk(inputs)
-            hidden = (self.base.compute_hidden(role, inputs, states) for role in self.roles)
-            return torch.stack([self.base.head(r)(take(h)) for r, h in zip(self.roles, hidden, strict=True)])
+            passes = (self.base.compute_hidden(role, inputs, states, wanted=wanted) for role in self.roles)
+            return torch.stack([self.base.head(r)(h[rows, columns]) for r, h in zip(self.roles, passes, strict=True)])
         shared = Trunk(find_layers(self.base.model)[1], self.fork)
         states = shared.compute(lambda: self.base.compute_hidden(self.roles[0], inputs, trunk), grad=True)
         scores = []
         for role in self.roles:
-            with self.base.activate(role) as model, shared.resume(states):
-                scores.append(self.base.head(role)(take(model.base_model(**inputs).last_hidden_state)))
+            with self.base.activate(role) as model, shared.resume(states), reading_rows(self.base.stack[-1], wanted):
+                hidden = model.base_model(**inputs).last_hidden_state
+                scores.append(self.base.head(role)(hidden[rows, columns]))
         return torch.stack(scores)
 
 

@@ -2,6 +2,7 @@
 // buttons say their key (data-key) and what they mean (data-send: a judgement; data-do: an action below). This module
 // keeps a store of leased items, so that an answer paints the next one at once, and hands answers to the outbox.
 
+import { memory, uuid } from "./browser.js";
 import { Outbox } from "./outbox.js";
 import { Ranking } from "./ranking.js";
 
@@ -152,15 +153,6 @@ function answerOf(fields) {
   };
 }
 
-function uuid() {
-  if (crypto.randomUUID) return crypto.randomUUID();   // not on a plain http page of another host
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
-}
-
 // A judgement of the item on the stage: kept, sent, and the next item painted, all from one key press.
 function submit(judgement, words) {
   if (!current) return;
@@ -267,17 +259,6 @@ const actions = {
     close("guidelines");
   },
   close(button) { button.closest("dialog").close(); },
-};
-
-// Small things that outlive the tab; a browser that keeps nothing has them as long as the page is open.
-const memory = {
-  get(key) { try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } },
-  set(key, value) {
-    try {
-      if (value) localStorage.setItem(key, JSON.stringify(value));
-      else localStorage.removeItem(key);
-    } catch { this.failed = true; }
-  },
 };
 
 function reasonOf(button, dialog) {
