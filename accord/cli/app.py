@@ -21,7 +21,6 @@ from rich.markup import escape
 import accord
 from accord import distributed
 from accord.cli.feedback import audit_votes, export_votes, import_votes
-from accord.cli.interrupts import InterruptibleProgress, hear_interrupts
 from accord.cli.lab import lab
 from accord.cli.label import label
 from accord.cli.launching import launch
@@ -168,11 +167,8 @@ def _run_here(folder: Path, config: Config, *, as_json: bool, plain: bool, yes: 
         if working:
             _show_plan(console, loop.plan(workspace, config), as_json=as_json, yes=yes or plain)
     first = distributed.is_first()
-    with (
-        hear_interrupts() as stop_if_pressed,
-        show_progress(console, as_json=as_json, plain=plain, silent=not first) as display,
-    ):
-        result = loop.run(workspace, config, InterruptibleProgress(display, stop_if_pressed), wait=wait)
+    with show_progress(console, as_json=as_json, plain=plain, silent=not first) as progress:
+        result = loop.run(workspace, config, progress, wait=wait)
     if first:
         if as_json:
             JsonProgress().emit("finished", **dataclasses.asdict(result))

@@ -118,17 +118,18 @@ def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[Pa
 def reading_rows(layer: nn.Module, wanted: Bool[Tensor, "B T"] | None) -> Iterator[None]:
     """While open, only the rows `wanted` of the output of `layer`, the last one, are read; others may be 0.
 
-    Layers that are not packed, or that are run again in the backward pass, compute all rows as ever.
+    A layer that is not packed computes all rows as ever.
     """
     forward = layer.__dict__.get("forward")
-    if wanted is None or not isinstance(forward, PackedForward):
+    packed = getattr(forward, "original", None) if not isinstance(forward, PackedForward) else forward
+    if wanted is None or not isinstance(packed, PackedForward):
         yield
         return
-    forward.wanted = wanted.flatten().nonzero()[:, 0]
+    packed.wanted = wanted.flatten().nonzero()[:, 0]
     try:
         yield
     finally:
-        forward.wanted = None
+        packed.wanted = None
 
 
 @contextmanager

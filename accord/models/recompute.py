@@ -3,8 +3,9 @@
 Implements it for every decoder layer, packed or as transformers wrote it, by torch's own non-reentrant checkpoint (Chen
 et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): the same gradients bit for bit, for one more forward pass
 of the layers that learn, and the memory of one layer instead of all. A loss may rest on several roles, and by the time
-of its backward pass none of them acts any more; so each layer remembers which adapters it ran under, and runs again
-under them. Leaves out choosing fewer layers, and passes without gradients, which keep nothing anyway.
+of its backward pass none of them acts any more; so each layer remembers which adapters it ran under and which rows of
+it were read, and runs again so. Leaves out choosing fewer layers, and passes without gradients, which keep nothing
+anyway.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from accord.models.base import Base
+from accord.models.packing import PackedForward
 from accord.models.trunk import find_layers
 
 
@@ -44,9 +46,11 @@ class RecomputedForward:
             return self.original(*args, **kwargs)
         adapted = (module for module in self.layer.modules() if isinstance(module, LoraLinear))
         acting = {module: list(module.active_adapters) for module in adapted}
+        packed = self.original if isinstance(self.original, PackedForward) else None
+        rows = None if packed is None else packed.wanted
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), _acting(acting)
+            return nullcontext(), _acting(acting, packed, rows)
 
         return checkpoint(
             self.original, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kwargs
@@ -54,14 +58,21 @@ class RecomputedForward:
 
 
 @contextmanager
-def _acting(wanted: Mapping[LoraLinear, list[str]]) -> Iterator[None]:
-    """The adapters that acted in the forward pass act again; afterwards those that act now."""
+def _acting(
+    wanted: Mapping[LoraLinear, list[str]], packed: PackedForward | None, rows: Tensor | None
+) -> Iterator[None]:
+    """The adapters that acted in the forward pass act again, on the rows that were read; afterwards as now."""
     now = {module: list(module.active_adapters) for module in wanted}
+    rows_now = None if packed is None else packed.wanted
     _choose(wanted)
+    if packed is not None:
+        packed.wanted = rows
     try:
         yield
     finally:
         _choose(now)
+        if packed is not None:
+            packed.wanted = rows_now
 
 
 def _choose(adapters: Mapping[LoraLinear, list[str]]) -> None:

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,7 +114,15 @@ def test_an_unknown_name_is_refused_before_any_work(accord: Accord, finished: li
     assert done.stdout == ""
 
 
-def test_ctrl_c_leaves_a_project_that_goes_on(accord: Accord, place: Path) -> None:
+@pytest.fixture
+def heard_interrupts() -> Iterator[None]:
+    """Processes that start now hear Ctrl-C, also where the tests run in the background of a script, which does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_a_project_that_goes_on(accord: Accord, place: Path, heard_interrupts: None) -> None:
     assert accord("init", "stopped", "--example", "tiny").returncode == 0
     command = [sys.executable, "-m", "accord", "run", "stopped", "--json", "--set", "ppo.updates=3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -98,6 +98,7 @@ def train(bound: float | None, checkpoint: MemoryCheckpoint | None = None, updat
     cfg = PpoSection(
         updates=updates, prompts_per_update=64, epochs=2, minibatches=2, micro_batch_size=64, learning_rate=1e-2,
         critic_learning_rate=1e-2, kl_controller="fixed", kl_coef=0.02, missing_eos_penalty=0.0, checkpoint_every=3,
+        critic="adapter", old_logprobs="trainer",
     )  # fmt: skip
     sources = {"threes": count(3), "ones": count(1)}
     mixture = Mixture(sources, {"threes": 1.0, "ones": 0.0}, {} if bound is None else {"ones": bound}, rate=1.0)

@@ -57,16 +57,13 @@ def wait_until_saved(page: Page) -> None:
 
 def wait_until_kept(page: Page, answers: int) -> None:
     """Until IndexedDB holds so many: a person takes longer to close a tab."""
-    count = """() => new Promise((resolve) => {
-      const opening = indexedDB.open("accord", 1);
-      opening.onsuccess = () => {
-        const counting = opening.result.transaction("answers").objectStore("answers").count();
-        counting.onsuccess = () => { resolve(counting.result); opening.result.close(); };
+    condition = """(answers) => new Promise((resolve) => {
+      indexedDB.open("accord", 1).onsuccess = ({ target: { result: database } }) => {
+        const counting = database.transaction("answers").objectStore("answers").count();
+        counting.onsuccess = () => { resolve(counting.result >= answers); database.close(); };
       };
     })"""
-    end = time.monotonic() + WAIT_SECONDS
-    while page.evaluate(count) < answers:
-        assert time.monotonic() < end, "the answers were not kept"
+    wait_for(page, condition, answers)
 
 
 def current_lease(page: Page) -> str:
