@@ -20,7 +20,7 @@ DEMO_SECONDS = {
     "samples": 49,
     "reward_model": 54,
     "heldout_reward_model": 26,
-    "policy": 297,
+    "policy": 230,
     "evaluation": 141,
 }
 """The stages of `accord demo` on two idle cores (docs/performance.md, 'The main job')."""
