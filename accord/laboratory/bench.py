@@ -127,7 +127,7 @@ class Bench:
             updates=settings.updates, prompts_per_update=64, epochs=2, minibatches=2, micro_batch_size=64,
             learning_rate=5e-3, critic_learning_rate=1e-2, kl_controller="fixed", kl_coef=kl_coef,
             missing_eos_penalty=0.0, evaluate_every=max(1, settings.updates // settings.looks),
-            checkpoint_every=settings.updates,
+            checkpoint_every=settings.updates, critic="adapter", old_logprobs="trainer",
         )  # fmt: skip
         result = train_ppo(
             base, self.rollout, self.sampler, proxy, cfg,

@@ -209,7 +209,7 @@ def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_toke
         def work() -> None:
             with base.activate(role) as model:
                 engine = open_engine(base, model, rows, prompt_tokens + new_tokens)
-                if isinstance(engine, PackedEngine):
+                if base.split and isinstance(engine, PackedEngine):
                     engine.decoder.keep_trunk(base.split)
                 read = prompt_tokens if engine.admits_while_running else prompt_tokens + new_tokens - 1
                 tokens = draw(engine.admit([[row % base.vocabulary] * read for row in range(rows)]))

@@ -254,7 +254,8 @@ def test_a_server_that_is_killed_midway_loses_and_doubles_nothing(server: Server
     assert len({vote.prompt.id for vote in votes}) == 20
 
 
-def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: Page) -> None:
+def close_with_five_unsent(server: Server, page: Page) -> Page:
+    """Five of eight items answered without a connection, and the tab closed; returns an empty tab with one."""
     server.add(build_items(8))
     server.start()
     begin(page, server)
@@ -266,7 +267,11 @@ def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: 
     assert read_votes(server) == []
     context = page.context
     context.set_offline(False)
-    again = context.new_page()
+    return context.new_page()
+
+
+def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: Page) -> None:
+    again = close_with_five_unsent(server, page)
     begin(again, server)
     wait_until_saved(again)
     assert len(read_votes(server, current=False)) == 5
@@ -278,17 +283,7 @@ def test_a_closed_tab_with_unsent_answers_is_opened_again(server: Server, page: 
 
 
 def test_items_that_were_listed_before_the_answers_arrived_are_not_asked_again(server: Server, page: Page) -> None:
-    server.add(build_items(8))
-    server.start()
-    begin(page, server)
-    page.context.set_offline(True)
-    for _ in range(5):
-        press_and_wait(page, "6")
-    wait_until_kept(page, 5)
-    page.close()
-    context = page.context
-    context.set_offline(False)
-    again = context.new_page()
+    again = close_with_five_unsent(server, page)
     again.add_init_script(HEAR_OF_ANSWERS_BEFORE_ITEMS)
     again.goto(f"{server.link}/label")
     again.wait_for_selector("#label[data-ready]")
