@@ -40,7 +40,9 @@ def measure_size(name: str) -> ModelSize:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"cannot read its configuration: {reason}", where=f"model {name!r}", mend="check the name"
+            f"cannot read its configuration: {reason}",
+            where=f"model {name!r}",
+            mend="check the name and the connection, or give a folder: model.name = PATH",
         ) from error
     text = config.get_text_config()
     return ModelSize(model.num_parameters(), text.num_hidden_layers, text.vocab_size)
