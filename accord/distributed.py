@@ -4,15 +4,17 @@ Implements data parallelism over one shared folder, by torch.distributed (gloo o
 runs the same program. Work is parted by `share`, what came of it is joined by `gather`, `sum_tensors` and
 `sum_gradients`, and a decision that rests on the clock or the disk is made by the first process (`agree`). With one
 process each of them hands back what it was given, so nothing changes by a bit. Leaves out starting the processes
-(`launching`), and sharding one model's weights over processes.
+(`launching`), and parting one model's weights over processes (`models/sharding`), which stands on `build_mesh` and on
+`share_rounds`: passes in which processes wait for each other must be as many in each.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,12 +22,14 @@ from accord.errors import AccordError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 BUCKET_ELEMENTS = 2**24
 """Gradients that are summed in one message (64 MiB in float32): what a flat copy of them costs at most."""
+TORCH_DISTRIBUTED = "torch.distributed."
 PATIENCE = timedelta(days=30)
 """How long processes wait while the first one works alone: people's votes may take days. Its death ends the wait."""
 
@@ -44,6 +48,7 @@ class _Crew:
     count: int = 1
     store: Any = None
     waiting: Any = None
+    meshes: dict[str, Any] = field(default_factory=dict)
     speaks: bool | None = None
 
 
@@ -95,9 +100,10 @@ def joined(timeout_seconds: float) -> Iterator[None]:
         _crew.rank, _crew.count, _crew.store = rank, count, store
         _crew.waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield
+        with _reaching("another process was lost", within=TORCH_DISTRIBUTED):
+            yield
     finally:
-        _crew.rank, _crew.count, _crew.waiting = 0, 1, None
+        _crew.rank, _crew.count, _crew.waiting, _crew.meshes = 0, 1, None, {}
         dist.destroy_process_group()
 
 
@@ -160,6 +166,20 @@ def share(items: Sequence[T]) -> Sequence[T]:
     Takes anything that can be sliced with a step, tensors too.
     """
     return items if _crew.count == 1 else items[_crew.rank :: _crew.count]
+
+
+def share_rounds(items: Sequence[T], size: int) -> Iterator[tuple[Sequence[T], bool]]:
+    """This process's share of `items` in groups of `size`, as many groups as any process has: (group, counts).
+
+    A process with a group less than the first one's gets one more, of one item of another's, that does not count: what
+    is computed on it is thrown away. So a pass over a group may wait for the other processes. Takes what `share` does.
+    """
+    own = share(items)
+    for start in range(0, len(own), size):
+        yield own[start : start + size], True
+    most = -(-len(items) // _crew.count)
+    if -(-len(own) // size) < -(-most // size):
+        yield items[:1], False
 
 
 def gather(own: Sequence[T]) -> list[T]:
@@ -246,6 +266,15 @@ def _sum_bucket(grads: list[Tensor]) -> None:
         grad.copy_(summed.view_as(grad))
 
 
+def build_mesh(device_type: str) -> DeviceMesh:
+    """All processes in one row, as torch's DTensor asks for it; made once, for `device_type` "cpu" or "cuda"."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if device_type not in _crew.meshes:
+        _crew.meshes[device_type] = init_device_mesh(device_type, (_crew.count,))
+    return _crew.meshes[device_type]
+
+
 def speak_first() -> bool:
     """Whether this process is the first of all to report how the run ended: one cause, told once."""
     if _crew.speaks is None:
@@ -257,11 +286,17 @@ def speak_first() -> bool:
 
 
 @contextmanager
-def _reaching(message: str) -> Iterator[None]:
-    """A connection that breaks, or a process that stays silent, is an error in words."""
+def _reaching(message: str, within: str = "") -> Iterator[None]:
+    """A connection that breaks, or a process that stays silent, is an error in words.
+
+    within: only of errors that come out of modules whose names begin so, as where a model sends its weights by itself.
+    """
     try:
         yield
     except RuntimeError as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(str(frame.f_globals.get("__name__", "")).startswith(within) for frame, _ in frames):
+            raise
         reason = str(error).strip().split("\n")[0]
         raise WorkerLostError(
             f"{message} ({reason})",

@@ -46,6 +46,9 @@ class ModelSection(Section):
     )
     lora_rank: int = Field(16, ge=1, description="LoRA r.")
     lora_alpha: int = Field(32, ge=1, description="LoRA alpha; the update is scaled by alpha / r.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="Of all that learns; `adamw_8bit` keeps its moments in a byte each (docs/memory.md)."
+    )
 
     @model_validator(mode="after")
     def _full_needs_no_split(self) -> ModelSection:
@@ -321,6 +324,10 @@ class ComputeSection(Section):
     timeout_seconds: float = Field(
         600.0, gt=0, description="A process that another one waits for so long counts as lost."
     )
+    shard: Literal["never", "full"] = Field(
+        "never",
+        description='With model.adapter = "full" and several processes: each holds all trained weights, or its part.',
+    )
     memory_gb: float = Field(
         0.0,
         ge=0,
@@ -363,6 +370,18 @@ class Config(Section):
             raise ValueError(
                 'prompts.train = "votes" needs feedback.source = "votes": other annotators need prompts first'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_whole_floats(self) -> Config:
+        if self.compute.shard == "full" and self.model.adapter == "full":
+            if self.model.optimizer != "adamw":
+                raise ValueError('compute.shard = "full" parts float32 moments: it needs model.optimizer = "adamw"')
+            if self.compute.memory_gb:
+                raise ValueError(
+                    'compute.memory_gb does not measure weights in parts: with compute.shard = "full", set '
+                    "ppo.micro_batch_size by hand"
+                )
         return self
 
     @model_validator(mode="after")

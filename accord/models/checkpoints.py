@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from accord.distributed import is_first
 from accord.errors import ModelError
 from accord.models.adapters import PEFT_PREFIX, AdapterSite, LoraSettings
+from accord.models.sharding import gather_tensors, part_like
 from accord.models.weights import copy_model
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def save_role(base: Base, role: str, folder: Path) -> None:
     _write_json(folder / ROLE_CARD, card)
     if found.lora is None or found.site is None:
         found.model.config._name_or_path = ""
-        found.model.save_pretrained(folder)
+        whole = gather_tensors(base.state(role)) if found.sharded else None
+        if found.sharded is None or is_first():
+            found.model.save_pretrained(folder, state_dict=whole)
         base.tokens.inner.save_pretrained(folder)
         return
     state = {name: value.cpu().contiguous() for name, value in base.state(role).items()}
@@ -89,7 +93,7 @@ def save_merged(base: Base, role: str, folder: Path) -> None:
     """
     found = base.describe(role)
     if found.lora is None:
-        merged = copy.deepcopy(found.model)
+        merged = found.sharded.gather() if found.sharded else copy.deepcopy(found.model)
     else:
         merged = copy_model(base.model)
         state, scale = base.state(role), found.lora.alpha / found.lora.rank
@@ -130,8 +134,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tens
         if not fits or (value.dim() and value.shape != parameters[int(index)].shape):
             raise ModelError(f"optimiser state {key!r} fits no parameter", mend="use the roles it was saved with")
         parameter = parameters[int(index)]
-        device = parameter.device if value.dim() else value.device
-        optimizer.state[parameter][name] = value.detach().clone().to(device)
+        copied = value.detach().clone()
+        optimizer.state[parameter][name] = part_like(copied, parameter) if value.dim() else copied
 
 
 def _optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:

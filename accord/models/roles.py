@@ -18,6 +18,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from accord import distributed
 from accord.errors import ModelError
 from accord.models import checkpoints
 from accord.models.adapters import (
@@ -30,6 +31,7 @@ from accord.models.adapters import (
     remove_adapter,
 )
 from accord.models.heads import ScalarHead
+from accord.models.sharding import ShardedCopy, part_like
 from accord.models.weights import copy_model
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ class Role:
     """What `Base` keeps of one role. `lora` None: `model` is a full copy; `head` None: it speaks rather than scores.
 
     site: where its adapters sit; None for a full copy. on_trunk: nothing below the split is its own, so that its passes
-    may start from the trunk; a pass of any other role runs every layer, whatever trunk it is given.
+    may start from the trunk; a pass of any other role runs every layer, whatever trunk it is given. sharded: a full
+    copy whose weights are parted over the processes; `model` is then the one for passes with gradients.
     """
 
     kind: Literal["policy", "scorer"]
@@ -52,6 +55,7 @@ class Role:
     head: ScalarHead | None
     site: AdapterSite | None
     on_trunk: bool
+    sharded: ShardedCopy | None = None
 
 
 class Roles:
@@ -69,6 +73,7 @@ class Roles:
         self._roles: dict[str, Role] = {}
         self._active: str | None = None
         self._adapted: list[LoraLinear] = []
+        self.shard = False  # whether full copies are parted over the processes, where there are several
 
     # Roles
 
@@ -78,13 +83,16 @@ class Roles:
         With `every_layer` the adapter sits below the split too, and the policy's passes never use the trunk, while
         those of critic and reward models do. A full copy is float32 (updates of 1e-5 would vanish in bfloat16) and
         trains every layer as well; it equals the base up to the base's own rounding. The frozen base stays as the
-        reference.
+        reference. Where `shard` is set it is made in parts (`sharding`), by all processes together.
 
         Raises:
             ModelError: the role exists already, or its name is not letters, digits, `_` and `-`.
         """
         self._check_new(role)
-        if lora is None:
+        if lora is None and self.shard and distributed.count() > 1:
+            parts = ShardedCopy(self.model)
+            self._roles[role] = Role("policy", None, parts.model, None, None, on_trunk=False, sharded=parts)
+        elif lora is None:
             self._roles[role] = Role("policy", None, copy_model(self.model), None, None, on_trunk=False)
         else:
             site = self.whole_site if every_layer else self.site
@@ -145,7 +153,8 @@ class Roles:
         Raises:
             ModelError: there is no such role.
         """
-        model = self.model if role is None else self._role(role).model
+        found = None if role is None else self._role(role)
+        model = self.model if found is None else found.sharded.choose() if found.sharded else found.model
         previous = self._active
         self._choose(role)
         try:
@@ -206,7 +215,9 @@ class Roles:
                 mend="use the rank, split and model that they were trained with",
             )
         for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+            parameter.copy_(part_like(state[name], parameter))
+        if (parts := self._role(role).sharded) is not None:
+            parts.release()
 
     # Files
 

@@ -29,16 +29,17 @@ def compute_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def copy_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A trainable float32 copy of the frozen weights, in evaluation mode, without adapters."""
+def copy_model(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A trainable copy of the frozen weights in `dtype`, in evaluation mode, without adapters."""
     with torch.random.fork_rng(devices=[]):
         copy = AutoModelForCausalLM.from_config(
-            model.config, dtype=torch.float32, attn_implementation=model.config._attn_implementation
+            model.config, dtype=dtype, attn_implementation=model.config._attn_implementation
         )
     copy.to(model.device)
+    weights = frozen_weights(model)
     with torch.no_grad():
         for name, parameter in copy.named_parameters():
-            parameter.copy_(frozen_weights(model)[name])
+            parameter.copy_(weights[name])
     copy.generation_config = model.generation_config
     return keep_head_fast(copy.eval().requires_grad_(True))
 

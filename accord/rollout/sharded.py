@@ -37,22 +37,22 @@ class SharedSampler:
     ) -> Rollout:
         """One completion for each prompt; see `types.Rollout` for shapes. Neighbours stay so: they may share a prompt.
 
+        Every process samples something: where there are fewer prompts than processes, each samples all of them.
+
         Raises:
             DataError: as the inner generator.
         """
-        if distributed.count() == 1 or len(prompts) < 2:
+        count, rank = distributed.count(), distributed.rank()
+        if count == 1 or len(prompts) < count:
             return self.inner.generate(
                 role, prompts, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature
             )
-        size = -(-len(prompts) // distributed.count())
-        own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
-        parts = []
-        if prompts[own]:
-            rollout = self.inner.generate(
-                role, prompts[own], seeds=seeds[own], max_new_tokens=max_new_tokens, temperature=temperature
-            )
-            parts.append(_move(rollout, torch.device("cpu")))
-        return _move(join_rollouts(distributed.gather(parts), self.pad_id), self.device)
+        own = slice(rank * len(prompts) // count, (rank + 1) * len(prompts) // count)
+        rollout = self.inner.generate(
+            role, prompts[own], seeds=seeds[own], max_new_tokens=max_new_tokens, temperature=temperature
+        )
+        parts = distributed.gather([_move(rollout, torch.device("cpu"))])
+        return _move(join_rollouts(parts, self.pad_id), self.device)
 
 
 def join_rollouts(parts: Sequence[Rollout], pad_id: int) -> Rollout:

@@ -75,8 +75,9 @@ def check_rollout(rollout: Rollout, tokens: ChatTokenizer) -> None:
 def compute_sampler_gap(
     sampled: Float[Tensor, "B C"], logprobs: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"]
 ) -> float:
-    """mean over the mask of exp|log pi_sampler - log pi_trainer|; 1 where they agree."""
-    return float((sampled - logprobs).abs()[mask].exp().mean())
+    """mean over the mask of exp|log pi_sampler - log pi_trainer|; 1 where they agree, and where nothing is unmasked."""
+    gaps = (sampled - logprobs).abs()[mask].exp()
+    return float(gaps.mean()) if len(gaps) else 1.0
 
 
 def check_sampler_gap(gap: float, dtype: torch.dtype, *, where: str) -> None:
@@ -94,7 +95,7 @@ def check_first_pass(
     log_ratio: Float[Tensor, "b c"], mask: Bool[Tensor, "b c"], dtype: torch.dtype, *, where: str
 ) -> None:
     """Before the first step on a fresh rollout the policy is still the one that sampled it: ratio 1, KL 0."""
-    drift = float(log_ratio.detach()[mask].abs().mean())
+    drift = float(log_ratio.detach()[mask].abs().sum()) / max(1, int(mask.sum()))
     if not drift <= RATIO_NOISE[dtype]:
         raise TrainingError(
             f"the ratio is not 1 before any update: mean |log ratio| is {drift:.4g} nats a token",

@@ -112,13 +112,13 @@ def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, 
     """Cut this process's share of `rows` into micro-batches of `size`, each trimmed to its longest rows.
 
     Rows are sorted by length first: shares weigh the same, and little of a micro-batch is padding. Positions come from
-    the mask, so trimming changes the work and not the result.
+    the mask, so trimming changes the work and not the result. Every process gets equally many: one that would have a
+    micro-batch less gets one of another's rows besides whose `mask` is all False, so that nothing of it counts.
     """
     columns = rollout.prompt_ids.shape[1]
     lengths = rollout.completion_mask.sum(1) + rollout.prompt_mask.sum(1)
     order = rows[torch.argsort(lengths[rows].cpu(), stable=True).to(rows.device)]
-    own = order[distributed.share(range(len(order)))]
-    for chunk in own.split(size) if len(own) else ():
+    for chunk, counts in distributed.share_rounds(order, size):
         first = columns - int(rollout.prompt_mask[chunk].sum(1).max())
         width = int(rollout.completion_mask[chunk].sum(1).max())
         ids = rollout.completion_ids[chunk, :width]
@@ -128,7 +128,7 @@ def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, 
             input_ids=torch.cat([rollout.prompt_ids[chunk, first:], ids], dim=1),
             attention_mask=torch.cat([rollout.prompt_mask[chunk, first:], mask], dim=1),
             completion_ids=ids,
-            mask=mask,
+            mask=mask if counts else torch.zeros_like(mask),
             trunk=None if trunk is None else trunk[chunk, first : columns + width],
         )
 

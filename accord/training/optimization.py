@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from accord.distributed import sum_gradients
 from accord.errors import TrainingError
 from accord.models import Base
 from accord.models.checkpoints import pack_optimizer, unpack_optimizer
+from accord.models.sharding import gather_tensor, gather_tensors
 
 BETAS = (0.9, 0.95)
 """AdamW's decay rates. 0.95 forgets the squared gradient in 20 steps: a run here has hundreds of steps, not 100,000."""
@@ -43,8 +45,7 @@ def take_step(
     the caller sees it in the result and stops (`checks.check_finite`).
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    sum_gradients(parameters)
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    norm = clip_gradients(parameters, max_grad_norm)
     for optimizer, learning_rate in zip(optimizers, learning_rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -54,12 +55,31 @@ def take_step(
     return norm
 
 
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Sum gradients over processes, and scale them to at most `max_norm`; returns ||g||_2 before.
+
+    Weights that are parted over processes (`models/sharding`) have the sum of their gradients already.
+    """
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    parted = [p for p in parameters if isinstance(p, DTensor)]
+    sum_gradients(whole)
+    groups = [group for group in (whole, parted) if group]
+    norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    norm = torch.linalg.vector_norm(torch.stack([gather_tensor(part) for part in norms]))
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return float(norm)
+
+
 def pack_roles(base: Base, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Weights and optimiser state of each role as tensors, named `ROLE/weights/...` and `ROLE/optimizer/...`."""
+    """Weights and optimiser state of each role as tensors, named `ROLE/weights/...` and `ROLE/optimizer/...`.
+
+    What is parted over processes is whole in the first one, and left out in the others, which write nothing.
+    """
     tensors: dict[str, Tensor] = {}
     for role, optimizer in optimizers.items():
-        tensors |= {f"{role}/weights/{name}": value for name, value in base.state(role).items()}
-        packed = pack_optimizer(optimizer)
+        tensors |= {f"{role}/weights/{name}": value for name, value in gather_tensors(base.state(role)).items()}
+        packed = gather_tensors(pack_optimizer(optimizer))
         tensors |= {f"{role}/optimizer/{name}": value for name, value in packed.items()}
     return tensors
 
@@ -81,7 +101,7 @@ def compute_reference_hash(base: Base, reference: str | None) -> str:
     digest = hashlib.sha256(base.fingerprint.encode())
     for name, value in sorted(base.state(reference).items()) if reference is not None else ():
         digest.update(name.encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(gather_tensor(value.detach()).to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

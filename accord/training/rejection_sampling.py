@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from accord.looks import Alarm, Look
+from accord.models.sharding import gather_tensors
 from accord.rewards import choose_best
 from accord.training.checks import check_finite, check_rollout
 from accord.training.job import MetricRow, TrainingJob, TrainingResult
@@ -131,7 +132,7 @@ class _Store:
             "alarms": [alarm.to_dict() for alarm in self.record.alarms],
             "reference_role": self.reference,
         }
-        best = {BEST + name: value for name, value in self.record.best.weights.items()}
+        best = {BEST + name: value for name, value in gather_tensors(self.record.best.weights).items()}
         self.inner.save({**tensors, **best}, {**state, **ours})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from accord.distributed import gather_metrics, share
+from accord.distributed import gather_metrics, share_rounds
 from accord.errors import DataError
 from accord.functional import compute_warmup_cosine
 from accord.losses import combine_metrics, compute_sft_loss
@@ -152,12 +152,11 @@ class EpochHook(Protocol):
 
 def _accumulate_gradients(base: Base, role: str, sequences: Sequence[TokenTree], size: int) -> dict[str, float]:
     """Add the gradient of one optimiser step's loss, micro-batch by micro-batch; its metrics."""
-    ordered = share(sorted(sequences, key=len))
     tokens = sum(sum(s.branch_tokens) for s in sequences)
     parts = []
-    for start in range(0, len(ordered), size):
-        batch = build_batch(base, ordered[start : start + size])
-        mask = batch.completion_mask
+    for group, counts in share_rounds(sorted(sequences, key=len), size):
+        batch = build_batch(base, group)
+        mask = batch.completion_mask & counts
         last = mask.shape[1]
         logprobs, entropy = base.compute_logprobs(
             role, batch.input_ids, batch.attention_mask, last, 1.0, trunk=batch.trunk, entropy="constant"

@@ -16,6 +16,7 @@ import torch
 from accord.config.schema import PpoSection
 from accord.looks import Alarm, Look
 from accord.models import Base
+from accord.models.sharding import gather_tensors
 from accord.training.job import MetricRow
 from accord.training.optimization import check_reference, compute_reference_hash, pack_roles, select, unpack_roles
 from accord.training.selection import Best, Judge, Record, summarise_look
@@ -58,7 +59,7 @@ class PpoState:
     def save(self, base: Base, optimizers: Mapping[str, torch.optim.Optimizer], checkpoint: Checkpoint) -> None:
         """Replace the run's checkpoint."""
         tensors = pack_roles(base, optimizers)
-        tensors |= {BEST + name: value for name, value in self.record.best.weights.items()}
+        tensors |= {BEST + name: value for name, value in gather_tensors(self.record.best.weights).items()}
         state = {
             "update": self.update,
             "kl_coef": self.kl_coef,

@@ -12,6 +12,7 @@ import torch
 from accord import distributed
 from accord.config.schema import PpoSection, RewardModelSection, SampleSection, SftSection
 from accord.models import LoraSettings
+from accord.models.sharding import gather_tensor
 from accord.rewards import LearnedReward
 from accord.rollout import Sampler
 from accord.rollout.sharded import SharedSampler
@@ -24,8 +25,9 @@ PROMPTS = [Prompt(text=t) for t in ("0", "12", "301", "2203", "11", "30", "213")
 LORA = LoraSettings(4, 8)
 
 
-def build_base(lora: LoraSettings | None = LORA) -> Any:
+def build_base(lora: LoraSettings | None = LORA, *, shard: bool = False) -> Any:
     base = build_digit_base(4, eos=True, split=0 if lora is None else 1, seed=3)
+    base.shard = shard
     base.add_policy("policy", lora=lora, seed=1)
     base.add_scorer("proxy", lora=LORA, seed=2)
     base.add_scorer("critic", lora=LORA, seed=4)
@@ -63,11 +65,11 @@ def step() -> dict[str, Any]:
     return {"weight": float(weight), "norm": norm}
 
 
-def ppo(lora: LoraSettings | None = LORA) -> dict[str, Any]:
-    base = build_base(lora)
+def ppo(lora: LoraSettings | None = LORA, *, shard: bool = False) -> dict[str, Any]:
+    base = build_base(lora, shard=shard)
     sampler = SharedSampler(Sampler(base, batch_size=4, keep_trunk=True), pad_id=base.tokens.pad_id, device=base.device)
     section = PpoSection(
-        updates=2, prompts_per_update=6, epochs=2, minibatches=2, micro_batch_size=2, evaluate_every=1,
+        updates=2, prompts_per_update=6, epochs=2, minibatches=2, micro_batch_size=1 if shard else 2, evaluate_every=1,
         learning_rate=1e-3, critic_learning_rate=1e-3,
     )  # fmt: skip
     result = train_ppo(
@@ -75,11 +77,72 @@ def ppo(lora: LoraSettings | None = LORA) -> dict[str, Any]:
         sample=SampleSection(max_new_tokens=5), max_kl_nats=50.0, seed=5, progress=CollectingProgress(),
         checkpoint=MemoryCheckpoint(), validation_prompts=PROMPTS[:2],
     )  # fmt: skip
-    return {"history": result.history, "policy": base.state("policy"), "critic": base.state("critic")}
+    return {"history": result.history, "policy": read_whole(base, "policy"), "critic": base.state("critic")}
 
 
 def ppo_full() -> dict[str, Any]:
     return ppo(None)
+
+
+def ppo_sharded() -> dict[str, Any]:
+    """Three rows a minibatch in micro-batches of one: a process has two of them where the other has one."""
+    return ppo(None, shard=True)
+
+
+def shards() -> dict[str, Any]:
+    """Elements that this process holds of a sharded policy's weights, gradients and moments, and of all; then a step.
+
+    The loss is the sum of all logits of one row, which each process adds once; so each gradient is counted twice.
+    """
+    base = build_base(None, shard=True)
+    optimizer = build_optimizer(base, "policy", 1e-2)
+    ids, mask = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool)
+    for _ in range(2):
+        base.compute_logits("policy", ids, mask, 3).sum().backward()
+    parameters = base.parameters("policy")
+    gradients = {name: gather_tensor(p.grad) for name, p in parameters.items()}
+    held = [p.grad for p in parameters.values()]
+    norm = take_step([optimizer], [1e-2], max_grad_norm=1e-3)
+    held += [v for state in optimizer.state.values() for v in state.values() if v.dim()]
+    held += [*parameters.values(), *base.state("policy").values()]
+    with torch.no_grad():
+        logits = base.compute_logits("policy", ids, mask, 3)
+    return {
+        "own": sum(local(t).numel() for t in held), "all": sum(t.numel() for t in held), "norm": norm,
+        "gradients": gradients, "logits": logits, "policy": read_whole(base, "policy"),
+        "moments": gather_tensors(pack_optimizer(optimizer)),
+    }  # fmt: skip
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def resumed() -> dict[str, Any]:
+    """A sharded step, all of it through a checkpoint into new roles, and a second step; then what was saved as a role."""
+    base = build_base(None, shard=True)
+    ids, mask = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool)
+    checkpoint = FolderCheckpoint(FOLDER)
+    for number in range(2):
+        optimizer = build_optimizer(base, "policy", 1e-2)
+        if number:
+            unpack_roles(base, {"policy": optimizer}, checkpoint.load()[0])
+        base.compute_logprobs("policy", ids, mask, 3, 1.0)[0].sum().backward()
+        take_step([optimizer], [1e-2], max_grad_norm=1.0)
+        checkpoint.save(pack_roles(base, {"policy": optimizer}), {})
+        distributed.wait()
+        if not number:
+            base.remove("policy")
+            base.add_policy("policy", lora=None, seed=0)
+    base.save_role("policy", FOLDER / f"role-{distributed.rank()}")
+    distributed.wait()
+    saved = read_whole(base, "policy")
+    base.load_policy("again", FOLDER / "role-0")
+    return {"saved": saved, "again": read_whole(base, "again")}
+
+
+def read_whole(base: Any, role: str) -> dict[str, torch.Tensor]:
+    return {name: gather_tensor(value) for name, value in base.state(role).items()}
 
 
 def preferences() -> list[Preference]:
@@ -101,14 +164,19 @@ def reward_model() -> dict[str, Any]:
     return {"history": result.history, "proxy": base.state("proxy")}
 
 
-def sft() -> dict[str, Any]:
-    base = build_base()
+def sft(*, shard: bool = False) -> dict[str, Any]:
+    base = build_base(None if shard else LORA, shard=shard)
     examples = [(preference.prompt, preference.a) for preference in preferences()]
     section = SftSection(epochs=2, batch_size=3, learning_rate=1e-3)
     result = train_sft(
-        base, "policy", examples, section, seed=1, progress=CollectingProgress(), checkpoint=MemoryCheckpoint()
-    )
-    return {"history": result.history, "policy": base.state("policy")}
+        base, "policy", examples, section, seed=1, progress=CollectingProgress(), checkpoint=MemoryCheckpoint(),
+        micro_batch_size=1 if shard else 8,
+    )  # fmt: skip
+    return {"history": result.history, "policy": read_whole(base, "policy")}
+
+
+def sft_sharded() -> dict[str, Any]:
+    return sft(shard=True)
 
 
 def sampling() -> dict[str, Any]:
