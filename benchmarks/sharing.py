@@ -1,8 +1,9 @@
 """A PPO update shared by processes: seconds by phase and peak memory, beside one process with as many threads.
 
 Implements `python -m benchmarks.sharing --model DIR`: the same updates (prompts of an exact length, new tokens as the
-policy samples them) by one process of one thread, one of n threads, and n of one thread, each in turn. The first update
-warms up and does not count. Leaves out several machines.
+policy samples them) by one process of one thread, one of n threads, and n of one thread, each in turn. With `--full`
+all weights of the policy learn, and the last is run twice: each process holds the whole copy, or its part of it. The
+first update warms up and does not count. Leaves out several machines, and what writing a checkpoint takes.
 """
 
 from __future__ import annotations
@@ -34,17 +35,20 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in (("prompts", 32), ("prompt-tokens", 64), ("new-tokens", 48), ("epochs", 2), ("updates", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--split", type=int, default=-1)
+    parser.add_argument("--full", action="store_true", help="train all weights, whole in each process and in parts")
     run_command(compare, measure, parser, arguments)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Run each arrangement in turn and print them as a table and JSON."""
     names = ("model", "dtype", "split", "prompts", "prompt_tokens", "new_tokens", "epochs", "updates")
-    work = {name: getattr(arguments, name) for name in names}
+    work = {name: getattr(arguments, name) for name in names} | {"full": arguments.full}
     rows = []
-    for processes, threads in ((1, 1), (1, arguments.processes), (arguments.processes, 1)):
-        found = run_crew(work, processes=processes, threads=threads)
-        rows.append({"name": f"{processes} x {threads}", "processes": processes, "threads": threads, **found})
+    arrangements = [(1, 1, False), (1, arguments.processes, False), (arguments.processes, 1, False)]
+    for processes, threads, shard in arrangements + [(arguments.processes, 1, True)] * arguments.full:
+        found = run_crew(work | {"shard": shard}, processes=processes, threads=threads)
+        name = f"{processes} x {threads}{', in parts' if shard else ''}"
+        rows.append({"name": name, "processes": processes, "threads": threads, "shard": shard, **found})
     rows = gather_rows(arguments.json, rows)
     print(format_sharing(rows))
     machine = {"name": describe_device(choose_device()), "cores": os.cpu_count()}
@@ -117,9 +121,10 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
 
     phases = _Phases()
     with distributed.joined(600.0):
-        base = load_base(work["model"], dtype=work["dtype"], split=work["split"])
+        base = load_base(work["model"], dtype=work["dtype"], split=0 if work["full"] else work["split"])
         lora = LoraSettings(16, 32)
-        base.add_policy("policy", lora=lora, seed=0)
+        base.shard = work["shard"]
+        base.add_policy("policy", lora=None if work["full"] else lora, seed=0)
         base.add_scorer("proxy", lora=lora, seed=1)
         base.add_scorer("critic", lora=lora, seed=2)
         base.head("proxy").weight.data.normal_(std=0.05)
@@ -133,6 +138,7 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
             epochs=work["epochs"],
             learning_rate=1e-6,
             kl_horizon=10_000,
+            checkpoint_every=work["updates"] + 1,
         )
         train_ppo(
             base,
@@ -146,7 +152,9 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
             progress=phases,
             checkpoint=Forgetful(),
         )
-    return {"phases": phases.updates[1:], **read_peak_memory()}
+        peaks = distributed.gather([read_peak_memory()])
+    largest = max(peaks, key=lambda peak: peak["peak_rss_bytes"] or 0)
+    return {"phases": phases.updates[1:], **largest}
 
 
 if __name__ == "__main__":

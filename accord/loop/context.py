@@ -51,6 +51,7 @@ class RunContext:
             split = 0 if model.adapter == "full" else model.split
             self._base = load_base(self._base_name, dtype=model.dtype, split=split, device=self.config.compute.device)
             self._base.shard = self.config.compute.shard == "full"
+            self._base.optimizer = model.optimizer
             self._spare_memory()
         return self._base
 

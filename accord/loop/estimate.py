@@ -331,7 +331,8 @@ def _weigh(work: Work, config: Config, machine: Machine) -> int:
     trains = bool(work.trained)
     weights = machine.parameters * (2 if config.model.dtype == "bfloat16" else 4)
     if config.model.adapter == "full" and trains:
-        weights += 16 * machine.parameters  # float32 copy, gradient and two moments
+        moments = 2 if config.model.optimizer == "adamw_8bit" else 8
+        weights += (8 + moments) * machine.parameters  # float32 copy, gradient and two moments
     batch = (
         max(config.ppo.micro_batch_size, config.reward_model.micro_batch_size) if trains else config.sample.batch_size
     )

@@ -67,7 +67,10 @@ class _Graph:
     def __init__(self, workspace: Workspace, config: Config) -> None:
         self.workspace, self.config = workspace, config
         self.stages: list[Stage] = []
-        self.model = {"model": dump(config.model), "source": compute_source_id(resolve_model(workspace, config))}
+        self.model = {
+            "model": sections.describe_model(config),
+            "source": compute_source_id(resolve_model(workspace, config)),
+        }
         self.reference = self.add("doctor", 1, preparing.examine_model, self.model, {})
         self.prompts = self.champion = self.anchor = ""
         self.policies: list[str] = []

@@ -33,8 +33,10 @@ from accord.loop.rounds import find_end
 from accord.loop.selecting import explain_choice
 from accord.loop.serving import check_served
 from accord.losses import POLICY_OBJECTIVES, PREFERENCE_OBJECTIVES
+from accord.models.loading import choose_device
 from accord.rewards import SOURCES, find_text_reward
 from accord.training import TRAINERS
+from accord.training.optimization import check_optimizer
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
 
@@ -72,13 +74,16 @@ class RunResult:
 
 
 def check_names(config: Config) -> None:
-    """Refuse a name that no registry has, before any work.
+    """Refuse a name that no registry has, or an optimiser that cannot work here, before any work.
 
     Raises:
-        ConfigError: a method, objective, consensus or reward source is unknown; the nearest valid name is given.
+        ConfigError: a method, objective, consensus or reward source is unknown, and the nearest valid name is given; or
+            the optimiser's package is missing, or does not support the device.
     """
     import difflib
 
+    if config.model.optimizer != "adamw":
+        check_optimizer(config.model.optimizer, choose_device(config.compute.device))
     for setting, name, known in (
         ("policy.method", config.policy.method, TRAINERS),
         ("ppo.objective", config.ppo.objective, POLICY_OBJECTIVES),

@@ -24,6 +24,14 @@ def dump(section: Any) -> dict[str, Any]:
     return result
 
 
+def describe_model(config: Config) -> dict[str, Any]:
+    """The base and how what stands on it learns."""
+    section = dump(config.model)
+    if config.model.optimizer == "adamw":
+        del section["optimizer"]  # what was made before there was a choice stays as it is
+    return section
+
+
 def describe_policy(config: Config) -> dict[str, Any]:
     """The settings of the chosen method only, so that another method's knobs do not spoil a finished policy."""
     method = config.policy.method

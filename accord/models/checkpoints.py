@@ -34,6 +34,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 HEAD_WEIGHTS = "head.safetensors"
 ROLE_CARD = "role.json"
 FULL_CONFIG = "config.json"
+QUANTIZED = frozenset({"absmax1", "absmax2", "qmap1", "qmap2"})
+"""What bitsandbytes keeps beside moments of a byte: each block's scale, and the numbers that the bytes stand for."""
 
 
 def save_role(base: Base, role: str, folder: Path) -> None:
@@ -131,11 +133,14 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tens
     for key, value in packed.items():
         index, _, name = key.partition(".")
         fits = index.isdigit() and int(index) < len(parameters)
-        if not fits or (value.dim() and value.shape != parameters[int(index)].shape):
+        if not fits or (value.dim() and name not in QUANTIZED and value.shape != parameters[int(index)].shape):
             raise ModelError(f"optimiser state {key!r} fits no parameter", mend="use the roles it was saved with")
         parameter = parameters[int(index)]
         copied = value.detach().clone()
-        optimizer.state[parameter][name] = part_like(copied, parameter) if value.dim() else copied
+        if value.dim():
+            optimizer.state[parameter][name] = part_like(copied, parameter)
+        else:  # a whole number was a plain one, which bitsandbytes counts its steps with
+            optimizer.state[parameter][name] = copied if value.is_floating_point() else int(copied)
 
 
 def _optimized(optimizer: torch.optim.Optimizer) -> list[Tensor]:

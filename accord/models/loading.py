@@ -39,7 +39,7 @@ def load_base(name: str, *, dtype: str = "bfloat16", split: int = -1, device: st
     """
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}", where="model.dtype", mend=f"use {' or '.join(DTYPES)}")
-    source, place = find_source(name), _choose_device(device)
+    source, place = find_source(name), choose_device(device)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
@@ -99,7 +99,12 @@ def _eos_candidates(model: PreTrainedModel) -> list[int]:
     return found
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device that the setting `compute.device` names.
+
+    Raises:
+        ModelError: it is `cuda`, and there is none.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():

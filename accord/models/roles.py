@@ -74,6 +74,7 @@ class Roles:
         self._active: str | None = None
         self._adapted: list[LoraLinear] = []
         self.shard = False  # whether full copies are parted over the processes, where there are several
+        self.optimizer = "adamw"  # of whatever learns here (training.optimization.OPTIMIZERS)
 
     # Roles
 

@@ -1,7 +1,7 @@
 """Full copies in parts: each process keeps its share of a wholly trained policy's weights, gradients and moments.
 
-Implements fully sharded data parallelism (Rajbhandari et al. 2020, "ZeRO", stage 3) by torch's own `fully_shard`, FSDP2:
-a group of weights for each decoder layer and one for the rest. The float32 weights are DTensors parted on their first
+Implements fully sharded data parallelism (Rajbhandari et al. 2020, "ZeRO", stage 3) by torch's `fully_shard`, FSDP2: a
+group of weights for each decoder layer and one for the rest. The float32 weights are DTensors parted on their first
 dimension, so AdamW's moments are too. A pass with gradients gathers a layer's weights in the base's dtype when it comes
 to it and parts them again; its gradients are summed in float32. Sampling and every other pass without gradients go
 through a whole copy in the base's dtype, gathered once and freed when training goes on, so that only training passes

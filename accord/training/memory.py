@@ -43,8 +43,8 @@ SLACK = 1.25
 RETURNED_BYTES = 2**18
 """Blocks from this size on go back to the system once they are free, where there is a budget."""
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc's malloc.h
-LEARNING_BYTES = 16
-"""Beside a trainable float32 weight: its gradient, AdamW's two moments, and the best weights so far."""
+LEARNING_BYTES = {"adamw": 16, "adamw_8bit": 10}
+"""Beside a trainable float32 weight: its gradient, the optimiser's two moments, and the best weights so far."""
 CHECKPOINT_BYTES = 24
 """For a trainable weight while a checkpoint is written: weight and moments as copies, and again as a file's bytes."""
 WORTHWHILE = 1.25
@@ -150,7 +150,7 @@ def weigh_ppo(
         compute_token_logprobs(base, policy, _build_batch(base, EVALUATION_BATCH, prompt_tokens, new_tokens), 1.0)
 
     passing = max(states_bytes + measure_peak((), judge), CHECKPOINT_BYTES * _count(learned))
-    held = _weigh_weights(base) + LEARNING_BYTES * _count(learned) + states_bytes
+    held = _weigh_weights(base) + LEARNING_BYTES[base.optimizer] * _count(learned) + states_bytes
     return Workload("PPO", held, passing, measure)
 
 
@@ -174,7 +174,7 @@ def weigh_reward_model(ensemble: Ensemble, *, tokens: int, rows_a_pair: int, sto
         return measure_peak(learned, work)
 
     passing = max(_measure_reading(base, tokens), CHECKPOINT_BYTES * _count(learned))
-    held = _weigh_weights(base) + LEARNING_BYTES * _count(learned) + _weigh_trunk(base, stored_tokens)
+    held = _weigh_weights(base) + LEARNING_BYTES[base.optimizer] * _count(learned) + _weigh_trunk(base, stored_tokens)
     return Workload("a reward model", held, passing, measure)
 
 
@@ -195,7 +195,12 @@ def weigh_sft(base: Base, role: str, *, tokens: int, new_tokens: int, stored_tok
 
     passing = max(_measure_reading(base, tokens), CHECKPOINT_BYTES * _count(learned))
     stored = _weigh_trunk(base, stored_tokens) if on_trunk else 0
-    return Workload("fine-tuning", _weigh_weights(base) + LEARNING_BYTES * _count(learned) + stored, passing, measure)
+    return Workload(
+        "fine-tuning",
+        _weigh_weights(base) + LEARNING_BYTES[base.optimizer] * _count(learned) + stored,
+        passing,
+        measure,
+    )
 
 
 def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_tokens: int) -> Workload:
@@ -221,7 +226,7 @@ def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_toke
         return measure_peak((), work)
 
     learning = sum(_count(base.parameters(name).values()) for name in base.roles() if name in ("policy", "critic"))
-    return Workload("sampling", _weigh_weights(base) + LEARNING_BYTES * learning, 0, measure)
+    return Workload("sampling", _weigh_weights(base) + LEARNING_BYTES[base.optimizer] * learning, 0, measure)
 
 
 def _build_batch(base: Base, rows: int, prompt_tokens: int, new_tokens: int) -> TokenBatch:

@@ -1,22 +1,24 @@
 """Optimisers, one global clip of the gradient, and their place in a checkpoint.
 
-Implements AdamW for the trainable parameters of a role, and the packing of roles and optimisers into plain tensors.
-Leaves out schedules, which are pure functions of the step (`functional.compute_linear`), so that a checkpoint needs
-only the counters, and any generator's state: every draw is seeded by what it is for (`types.derive_seed`).
+Implements AdamW for the trainable parameters of a role, with moments in float32 or, by bitsandbytes, of a byte; and the
+packing of roles and optimisers into plain tensors. Leaves out 8-bit moments of weights that are parted over processes;
+schedules, which are pure functions of the step (`functional.compute_linear`), so that a checkpoint needs only the
+counters; and any generator's state: every draw is seeded by what it is for (`types.derive_seed`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from accord.distributed import sum_gradients
-from accord.errors import TrainingError
+from accord.errors import ConfigError, TrainingError
 from accord.models import Base
 from accord.models.checkpoints import pack_optimizer, unpack_optimizer
 from accord.models.sharding import gather_tensor, gather_tensors
@@ -25,15 +27,58 @@ BETAS = (0.9, 0.95)
 """AdamW's decay rates. 0.95 forgets the squared gradient in 20 steps: a run here has hundreds of steps, not 100,000."""
 
 
-def build_optimizer(base: Base, role: str, learning_rate: float, *, head_only: bool = False) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over the trainable parameters of `role` or of its head, no weight decay."""
+def build_optimizer(base: Base, role: str, learning_rate: float, *, head_only: bool = False) -> torch.optim.Optimizer:
+    """`build_adamw` over the trainable parameters of `role` or of its head, of the kind that `base.optimizer` names."""
     learned = base.head(role).parameters() if head_only else base.parameters(role).values()
-    return build_adamw(learned, learning_rate)
+    return build_adamw(learned, learning_rate, base.optimizer)
 
 
-def build_adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
-    """AdamW with the settings that every fit here shares, over `parameters`."""
-    return torch.optim.AdamW(list(parameters), lr=learning_rate, betas=BETAS, eps=1e-8, weight_decay=0.0)
+def build_adamw(parameters: Iterable[nn.Parameter], learning_rate: float, kind: str = "adamw") -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) with the settings that every fit here shares, over `parameters`.
+
+    kind: a name of `OPTIMIZERS`. No weight decay.
+    """
+    build = OPTIMIZERS[kind]
+    return build(list(parameters), lr=learning_rate, betas=BETAS, eps=1e-8, weight_decay=0.0)
+
+
+def _build_adamw_8bit(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
+    """AdamW with moments quantised in blocks of 256 (Dettmers et al. 2022); of less than 4,096 numbers, in float32."""
+    import bitsandbytes
+
+    built: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **settings)
+    return built
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adamw_8bit": _build_adamw_8bit,
+}
+
+
+def check_optimizer(kind: str, device: torch.device) -> None:
+    """Take one step on `device`, so that an optimiser that is not there or cannot work there stops nothing later.
+
+    Raises:
+        ConfigError: its package is not installed, or has no such step for the device.
+    """
+    weight = nn.Parameter(torch.ones(4096, device=device))
+    weight.grad = torch.ones_like(weight)
+    try:
+        build_adamw([weight], 1e-3, kind).step()
+    except ImportError as error:
+        raise ConfigError(
+            f"{kind} needs bitsandbytes, which cannot be imported: {error}",
+            where="model.optimizer",
+            mend='pip install "accord[8bit]", or model.optimizer = "adamw"',
+        ) from error
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"bitsandbytes has no 8-bit AdamW for {device.type} here: {reason}",
+            where="model.optimizer",
+            mend='use a device that it supports, or model.optimizer = "adamw"',
+        ) from error
 
 
 def take_step(

@@ -145,7 +145,7 @@ def train_reward_model(
     unseen, unseen_left_out = _prepare_pairs(base, validation, cfg.max_tokens, progress)
     unseen = [replace(pair, counts=(1,) * len(ensemble)) for pair in unseen]
     lengths = [len(pair) for pair in pairs]
-    optimizer = build_adamw(ensemble.parameters().values(), cfg.learning_rate)
+    optimizer = build_adamw(ensemble.parameters().values(), cfg.learning_rate, base.optimizer)
     state = _resume(ensemble, optimizer, checkpoint) or _FitState(base.fingerprint)
     steps_an_epoch = -(-len(pairs) // cfg.batch_size)
     total = cfg.epochs * steps_an_epoch

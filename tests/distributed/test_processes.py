@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from accord.training.optimization import build_optimizer, unpack_roles
+from accord.workspace import FolderCheckpoint
 from tests.distributed import work
 from tests.distributed.crew import run_crew, start_crew
 
@@ -32,13 +35,18 @@ def assert_close(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-TRAINERS = ("sampling", "ppo", "ppo_full", "reward_model", "sft")
+TRAINERS = ("sampling", "ppo", "ppo_full", "ppo_sharded", "reward_model", "sft", "sft_sharded")
 
 
 @pytest.fixture(scope="module")
-def crew(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def crew_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("crew")
+
+
+@pytest.fixture(scope="module")
+def crew(crew_folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found; started once, because most of the time goes into imports."""
-    return run_crew(("collectives", "step", *TRAINERS), tmp_path_factory.mktemp("crew"), 2)
+    return run_crew(("collectives", "step", "shards", "resumed", *TRAINERS), crew_folder, 2)
 
 
 def test_shares_are_parted_and_joined(crew: list[dict[str, Any]]) -> None:
@@ -53,6 +61,8 @@ def test_shares_are_parted_and_joined(crew: list[dict[str, Any]]) -> None:
         assert found["gathered"] == [0, 1, 1]
         assert found["mapped"] == [(0, 0), (1, 1), (4, 0), (9, 1), (16, 0)]
         assert found["agreed"] == 0
+    assert first["rounds"] == [([0, 2], True), ([4], True)]
+    assert second["rounds"] == [([1, 3], True), ([0, 1], False)]
     assert sorted([first["speaks"], second["speaks"]]) == [False, True]
 
 
@@ -77,8 +87,42 @@ def test_two_processes_do_as_one(crew: list[dict[str, Any]], name: str) -> None:
     assert_close(crew[0][name], crew[1][name], f"{name}, the two")
 
 
-def test_who_loses_another_says_so_and_ends(tmp_path: Path) -> None:
-    waiting, dying = start_crew(("lost",), tmp_path, 2)
+def test_a_sharded_policy_lies_in_halves_and_its_gradients_are_sums(crew: list[dict[str, Any]]) -> None:
+    """Each of two processes added the gradient that one process alone has: the sum is twice it, a mean would be it."""
+    alone, first, second = work.shards(), *(found["shards"] for found in crew)
+    assert alone["own"] == alone["all"] == first["all"] == first["own"] + second["own"]
+    assert 0.45 < first["own"] / first["all"] < 0.55
+    for found in (first, second):
+        assert_close({name: 2 * g for name, g in alone["gradients"].items()}, found["gradients"])
+        assert found["norm"] == pytest.approx(2 * alone["norm"], rel=1e-4)
+        assert_close(alone["policy"], found["policy"])
+        assert_close(alone["logits"], found["logits"])
+    assert_close(alone["moments"], first["moments"])
+    assert all(name.endswith(".step") for name in second["moments"])
+
+
+def test_a_sharded_run_goes_on_from_its_checkpoint_and_its_folder(
+    crew: list[dict[str, Any]], crew_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "FOLDER", tmp_path)
+    alone = work.resumed()
+    for found in crew:
+        assert_close(alone, found["resumed"])
+        assert_close(found["resumed"]["policy"], found["resumed"]["again"])
+    one = work.load_tiny()  # a process that is alone reads what two have written
+    optimizer = build_optimizer(one, "policy", 1e-2)
+    tensors, _ = FolderCheckpoint(crew_folder).load() or ({}, {})
+    unpack_roles(one, {"policy": optimizer}, tensors)
+    assert_close(alone["policy"], one.state("policy"))
+    assert not (crew_folder / "role-1/model.safetensors").exists()
+    assert_close(
+        load_file(tmp_path / "merged-0/model.safetensors"), load_file(crew_folder / "merged-0/model.safetensors")
+    )
+
+
+@pytest.mark.parametrize("where", ["lost", "lost_in_a_pass"])
+def test_who_loses_another_says_so_and_ends(tmp_path: Path, where: str) -> None:
+    waiting, dying = start_crew((where,), tmp_path, 2)
     output = waiting.communicate(timeout=60)[0]
     dying.communicate(timeout=60)
     assert waiting.returncode not in (0, None)

@@ -23,7 +23,7 @@ TWO = ("--set", "compute.processes=2")
 
 def read_policy(folder: Path) -> dict[str, float]:
     """Each weight's sum of magnitudes, and the evaluation's numbers."""
-    (policy,) = (folder / "artifacts/policy").glob("*/adapter/adapter_model.safetensors")
+    (policy,) = (folder / "artifacts/policy").glob("*/adapter/*.safetensors")
     (evaluation,) = (folder / "artifacts/evaluation").glob("*/evaluation.json")
     found = {name: float(value.abs().sum()) for name, value in load_file(policy).items()}
     return found | {"proxy": json.loads(evaluation.read_text())["policy"]["proxy"]["value"]}
@@ -84,6 +84,31 @@ def test_a_killed_worker_ends_the_run_and_it_goes_on_where_it_was(alone: Path, t
     rows = [row for row in read_lines(folder / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
     assert [row["update"] for row in rows].count(1) == 1, "it began anew instead of going on"
     assert read_policy(folder) == pytest.approx(read_policy(alone), rel=1e-3, abs=1e-4)
+
+
+def test_a_sharded_run_that_loses_a_worker_goes_on_to_the_same_policy(tmp_path: Path) -> None:
+    """All weights learn, parted over two processes, one of which is killed; alone they learn the same."""
+    whole = ("--set", "model.adapter=full", "--set", "model.split=0", "--set", "ppo.micro_batch_size=1")
+    one, two = (build_tiny_project(tmp_path / name) for name in ("one", "two"))
+    process = start_accord("run", str(one), *SETTINGS, *whole)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+
+    sharded = ("run", str(two), *SETTINGS, *whole, *TWO, "--set", "compute.shard=full")
+    process = start_accord(*sharded)
+    wait_for_update(two, 2, process)
+    kill_a_worker(process)
+    output = process.communicate(timeout=90)[0]
+    assert process.returncode == 8, output
+    assert "goes on from the last checkpoint" in output.replace("\n", " ")
+    assert not list((two / "artifacts/policy").glob("[!.]*"))
+
+    process = start_accord(*sharded)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    rows = [row for row in read_lines(two / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
+    assert [row["update"] for row in rows].count(1) == 1, "it began anew instead of going on"
+    assert read_policy(two) == pytest.approx(read_policy(one), rel=1e-3, abs=1e-4)
 
 
 def test_torchrun_starts_again_after_a_loss(alone: Path, tmp_path: Path) -> None:

@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from accord import distributed
 from accord.config.schema import PpoSection, RewardModelSection, SampleSection, SftSection
-from accord.models import LoraSettings
-from accord.models.sharding import gather_tensor
+from accord.models import LoraSettings, load_base
+from accord.models.checkpoints import pack_optimizer
+from accord.models.sharding import gather_tensor, gather_tensors
 from accord.rewards import LearnedReward
 from accord.rollout import Sampler
 from accord.rollout.sharded import SharedSampler
 from accord.training import train_ppo, train_reward_model, train_sft
-from accord.training.optimization import take_step
+from accord.training.optimization import build_optimizer, pack_roles, take_step, unpack_roles
 from accord.types import Completion, Preference, Prompt
+from accord.workspace import FolderCheckpoint
+from tests.tiny import build_tiny_model
 from tests.training.fakes import CollectingProgress, MemoryCheckpoint, build_digit_base
 
 PROMPTS = [Prompt(text=t) for t in ("0", "12", "301", "2203", "11", "30", "213")]
 LORA = LoraSettings(4, 8)
+FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 
 
 def build_base(lora: LoraSettings | None = LORA, *, shard: bool = False) -> Any:
@@ -51,6 +56,7 @@ def collectives() -> dict[str, Any]:
         "rank": rank, "count": count, "sum": ones, "grads": [p.grad for p in parameters], "inside": inside,
         "share": list(distributed.share(range(5))), "gathered": distributed.gather([rank] * (rank + 1)),
         "mapped": distributed.map_shared(lambda n: (n * n, distributed.rank()), range(5)),
+        "rounds": list(distributed.share_rounds(list(range(5)), 2)),
         "agreed": distributed.agree(rank), "speaks": distributed.speak_first(),
     }  # fmt: skip
 
@@ -114,35 +120,42 @@ def shards() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def read_whole(base: Any, role: str) -> dict[str, torch.Tensor]:
+    return {name: gather_tensor(value) for name, value in base.state(role).items()}
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def load_tiny() -> Any:
+    """A tiny Llama whose head is its embedding, with a policy that trains all of it."""
+    with distributed.first_alone() as working:
+        if working and not (FOLDER / "model").exists():
+            build_tiny_model(FOLDER / "model")
+    base = load_base(str(FOLDER / "model"), dtype="float32", split=0, device="cpu")
+    base.shard = True
+    base.add_policy("policy", lora=None, seed=0)
+    return base
+
+
 def resumed() -> dict[str, Any]:
-    """A sharded step, all of it through a checkpoint into new roles, and a second step; then what was saved as a role."""
-    base = build_base(None, shard=True)
+    """A sharded step, its checkpoint in roles that are new, and a second step; the policy's folder, read again."""
     ids, mask = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool)
-    checkpoint = FolderCheckpoint(FOLDER)
-    for number in range(2):
+    for _ in range(2):
+        base = load_tiny()
         optimizer = build_optimizer(base, "policy", 1e-2)
-        if number:
-            unpack_roles(base, {"policy": optimizer}, checkpoint.load()[0])
+        if (found := FolderCheckpoint(FOLDER).load()) is not None:
+            unpack_roles(base, {"policy": optimizer}, found[0])
         base.compute_logprobs("policy", ids, mask, 3, 1.0)[0].sum().backward()
-        take_step([optimizer], [1e-2], max_grad_norm=1.0)
-        checkpoint.save(pack_roles(base, {"policy": optimizer}), {})
+        take_step([optimizer], [1e-2], max_grad_norm=1e-3)
+        FolderCheckpoint(FOLDER).save(pack_roles(base, {"policy": optimizer}), {})
         distributed.wait()
-        if not number:
-            base.remove("policy")
-            base.add_policy("policy", lora=None, seed=0)
     base.save_role("policy", FOLDER / f"role-{distributed.rank()}")
+    base.save_merged("policy", FOLDER / f"merged-{distributed.rank()}")
     distributed.wait()
-    saved = read_whole(base, "policy")
     base.load_policy("again", FOLDER / "role-0")
-    return {"saved": saved, "again": read_whole(base, "again")}
-
-
-def read_whole(base: Any, role: str) -> dict[str, torch.Tensor]:
-    return {name: gather_tensor(value) for name, value in base.state(role).items()}
+    return {"policy": read_whole(base, "policy"), "again": read_whole(base, "again")}
 
 
 def preferences() -> list[Preference]:
@@ -201,13 +214,22 @@ def lost() -> dict[str, Any]:
     return {}
 
 
+def lost_in_a_pass() -> dict[str, Any]:
+    """The second process dies where the first one's model counts on its half of the weights."""
+    base = build_base(None, shard=True)
+    if distributed.rank() == 1:
+        os._exit(9)
+    base.compute_logits("policy", torch.tensor([[0, 1]]), torch.ones(1, 2, dtype=torch.bool), 1).sum().backward()
+    return {}
+
+
 def main() -> None:
-    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    names = sys.argv[2:]
     torch.use_deterministic_algorithms(True, warn_only=True)
     with distributed.joined(timeout_seconds=60):
         rank = distributed.rank()
         found = {name: globals()[name]() for name in names}
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(found, FOLDER / f"{rank}.pt")
 
 
 if __name__ == "__main__":
