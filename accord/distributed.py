@@ -172,7 +172,7 @@ def share_rounds(items: Sequence[T], size: int) -> Iterator[tuple[Sequence[T], b
     """This process's share of `items` in groups of `size`, as many groups as any process has: (group, counts).
 
     A process with a group less than the first one's gets one more, of one item of another's, that does not count: what
-    is computed on it is thrown away. So a pass over a group may wait for the other processes. Takes what `share` does.
+    is computed on it is thrown away. So a pass over a group may wait for the other processes.
     """
     own = share(items)
     for start in range(0, len(own), size):
@@ -294,8 +294,8 @@ def _reaching(message: str, within: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        frames = traceback.walk_tb(error.__traceback__)
-        if not any(str(frame.f_globals.get("__name__", "")).startswith(within) for frame, _ in frames):
+        names = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if type(error).__name__ == "OutOfMemoryError" or not any(name.startswith(within) for name in names):
             raise
         reason = str(error).strip().split("\n")[0]
         raise WorkerLostError(

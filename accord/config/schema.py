@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from accord.config.computing import ComputeSection
 from accord.config.guarding import AlarmSection, GuardSection, RoundsSection
 from accord.config.rewarding import RewardSection
 from accord.config.section import Section
@@ -308,35 +309,6 @@ class EvaluationSection(Section):
     best_of: int = Field(4, ge=2, description="n of the best-of-n baseline.")
     toxicity: str = Field("toxicity", description="A text reward by name, the higher the more toxic.")
     examples: int = Field(12, ge=1, description="Completions shown side by side in the report.")
-
-
-class ComputeSection(Section):
-    """The machine."""
-
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA where there is one.")
-    threads: int = Field(
-        0, ge=0, description="CPU threads of a process; 0: the cores, parted evenly. Fixed threads give fixed bits."
-    )
-    processes: int = Field(1, ge=1, description="Processes on this machine that share sampling, scoring and training.")
-    restarts: int = Field(
-        0, ge=0, description="How often all processes are started again, from the last checkpoint, after one was lost."
-    )
-    timeout_seconds: float = Field(
-        600.0, gt=0, description="A process that another one waits for so long counts as lost."
-    )
-    shard: Literal["never", "full"] = Field(
-        "never",
-        description='With model.adapter = "full" and several processes: each holds all trained weights, or its part.',
-    )
-    memory_gb: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Memory of a process, from which micro-batches are chosen (docs/memory.md); 0: they are as set.",
-    )
-    checkpoint_gradients: bool = Field(
-        False, description="Keep less for the backward pass and compute it again: same gradients, slower, leaner."
-    )
 
 
 class Config(Section):

@@ -6,6 +6,7 @@ Implements adding, choosing, saving and removing roles, and their weights. Leave
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +134,9 @@ class Roles:
         if found.lora is not None:
             remove_adapter(self.model, role)
         del self._roles[role]
+        if found.sharded is not None:
+            del found
+            gc.collect()  # what `fully_shard` hangs on a model refers to itself, and to the weights
         self._refresh()
 
     def roles(self) -> list[str]:

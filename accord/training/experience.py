@@ -118,7 +118,8 @@ def iterate_micro_batches(rollout: Rollout, trunk: Tensor | None, rows: Tensor, 
     columns = rollout.prompt_ids.shape[1]
     lengths = rollout.completion_mask.sum(1) + rollout.prompt_mask.sum(1)
     order = rows[torch.argsort(lengths[rows].cpu(), stable=True).to(rows.device)]
-    for chunk, counts in distributed.share_rounds(order, size):
+    for places, counts in distributed.share_rounds(range(len(order)), size):
+        chunk = order[list(places)]
         first = columns - int(rollout.prompt_mask[chunk].sum(1).max())
         width = int(rollout.completion_mask[chunk].sum(1).max())
         ids = rollout.completion_ids[chunk, :width]

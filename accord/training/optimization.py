@@ -110,7 +110,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     sum_gradients(whole)
     groups = [group for group in (whole, parted) if group]
     norms = [nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
-    norm = torch.linalg.vector_norm(torch.stack([gather_tensor(part) for part in norms]))
+    norms = [gather_tensor(part) for part in norms]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for group in groups:
         nn.utils.clip_grads_with_norm_(group, max_norm, norm)
     return float(norm)

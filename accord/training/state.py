@@ -16,7 +16,7 @@ import torch
 from accord.config.schema import PpoSection
 from accord.looks import Alarm, Look
 from accord.models import Base
-from accord.models.sharding import gather_tensors
+from accord.models.sharding import gather_tensors, part_like
 from accord.training.job import MetricRow
 from accord.training.optimization import check_reference, compute_reference_hash, pack_roles, select, unpack_roles
 from accord.training.selection import Best, Judge, Record, summarise_look
@@ -83,6 +83,8 @@ class PpoState:
     ) -> PpoState | None:
         """Put roles and optimisers back as the checkpoint has them; None where there is no checkpoint.
 
+        optimizers: the policy's first, whose best weights the checkpoint holds too.
+
         Raises:
             TrainingError: the checkpoint was made on another reference.
         """
@@ -93,7 +95,9 @@ class PpoState:
         current = compute_reference_hash(base, reference)
         check_reference(state["reference"], current, where="ppo checkpoint")
         unpack_roles(base, optimizers, tensors)
-        best = Best(state["best_update"], state["best_score"], select(tensors, BEST))
+        learned = base.parameters(next(iter(optimizers)))
+        weights = {name: part_like(value, learned[name]) for name, value in select(tensors, BEST).items()}
+        best = Best(state["best_update"], state["best_score"], weights)
         looks = [Look.from_dict(row) for row in state["looks"]]
         record = Record(looks, [Alarm(**row) for row in state["alarms"]], best)
         return cls(state["update"], state["kl_coef"], state["history"], record, current, state["reward"])

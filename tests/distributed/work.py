@@ -106,7 +106,7 @@ def shards() -> dict[str, Any]:
     for _ in range(2):
         base.compute_logits("policy", ids, mask, 3).sum().backward()
     parameters = base.parameters("policy")
-    gradients = {name: gather_tensor(p.grad) for name, p in parameters.items()}
+    gradients = {name: gather_tensor(p.grad).clone() for name, p in parameters.items()}
     held = [p.grad for p in parameters.values()]
     norm = take_step([optimizer], [1e-2], max_grad_norm=1e-3)
     held += [v for state in optimizer.state.values() for v in state.values() if v.dim()]
