@@ -168,7 +168,7 @@ class PackedDecoder:
         for number, (layer, thins) in enumerate(self.layers):
             if number == self._split:
                 trunk = x
-            x = advance_layer(layer, thins, x, cos, sin, mask, keep(number))
+            x = advance_layer(layer, [thins], x, cos, sin, mask, keep(number))
         return self.model.norm(x), trunk
 
 
