@@ -265,7 +265,8 @@ def compute_experience(
                 batch.put(whole, part)
         batch.put(states, hidden[critic][:, :-1])
         batch.put(values, base.head(critic)(hidden[critic][:, :-1]))
-        ends[batch.rows] = hidden[critic][torch.arange(len(batch.rows)), batch.mask.sum(dim=1)]
+        counted, tokens = batch.mask.any(dim=1), batch.mask.sum(dim=1)
+        ends[batch.rows[counted]] = hidden[critic][counted, tokens[counted]]
     distributed.sum_tensors(*(tensor for pair in found.values() for tensor in pair), values, states, ends)
     if trust_sampler:
         logprobs = rollout.logprobs.masked_fill(~rollout.completion_mask, 0.0)
