@@ -16,9 +16,10 @@ Each contestant runs in a process of its own, one after the other, with the same
 warm-up, in which the work is counted (benchmarks/counting.py says how); the `--iterations` after it are timed. Shown:
 the median, with the lowest and highest. Memory is the child's peak resident set, loading included, or of its CUDA
 memory. Phases: sample; experience (log-probabilities of policy and reference, values, and the trunk where there is
-one); score (reward model); optimise (everything after it). Shares are of this machine's roofs, measured first: the
-matrix-product peak in this dtype, and the copy bandwidth. Sampling's are those of the least work that it takes, the
-other phases' those of the products that really ran, the wasted ones too. Prints a table and one line of JSON.
+one); score (reward model; by default a head on the critic's states); optimise (everything after it). Shares are of this
+machine's roofs, measured first: the matrix-product peak in this dtype, and the copy bandwidth. Sampling's are those of
+the least work that it takes, the other phases' those of the products that really ran, the wasted ones too. Prints a
+table and one line of JSON.
 """
 
 from __future__ import annotations
