@@ -3,7 +3,8 @@
 Implements slots that are taken, moved and freed at any step, each with its own length: a row's keys and values stand at
 columns 0 to length - 1 of its slot, so nothing is padded on the left and nothing is copied when others come or go. A
 prompt is read once for all slots that are given it together, and for those given it right after. On request the hidden
-states that enter one layer, the trunk's, are kept beside keys and values. Leaves out what is drawn from the logits
+states that enter one layer, the trunk's, are kept beside keys and values. On CUDA a step is static (`static_step`).
+Lengths are known to the host, so that no step waits for the device. Leaves out what is drawn from the logits
 (`rollout`), and models whose layers are not packed (`packing`).
 """
 
@@ -19,8 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from accord.models.packed_layer import PackedLayer, Store, Thin, advance_layer, build_thins
+from accord.models.packed_layer import Store, Thin, advance_layer, build_thins
 from accord.models.packing import read_adapters
+from accord.models.static_step import Recorder, StaticStep, choose_recorder, send
 
 if TYPE_CHECKING:
     from accord.models.base import Base
@@ -45,35 +47,62 @@ class _Prompt:
 class PackedDecoder:
     """Decodes under the role that is active when it is made; `slots` rows of at most `columns` tokens each.
 
-    Rows 0 to len - 1 are taken. The adapters are copied once, in the dtype of the weights.
+    lengths: tokens that each taken slot holds; these are slots 0 to `taken` - 1. The adapters are copied once, in the
+    dtype of the weights. With `record` its steps are static and recorded; without, they are as large as they must be.
     """
 
-    def __init__(self, base: Base, slots: int, columns: int) -> None:
+    def __init__(self, base: Base, slots: int, columns: int, *, record: Recorder | None = None) -> None:
         model: Any = base.model.base_model
-        layers = base.stack
         first = base.packed[0]
         self.base, self.model = base, model
         self.head: Tensor = base.model.get_output_embeddings().weight
-        adapters = [read_adapters(layer) for layer in layers]
-        self.layers: list[tuple[PackedLayer, list[Thin | None]]] = [
-            (packed, build_thins(packed, own, base.dtype))
-            for packed, own in zip(base.packed, adapters, strict=True)
-            if own is not None
-        ]
-        assert len(self.layers) == len(layers), "a role adapts all matrices of a layer or none"
-        shape = (len(layers), 2, slots, first.key_heads, columns, first.head_width)
+        self.lanes = _copy_adapters(base)
+        shape = (base.layers, 2, slots, first.key_heads, columns, first.head_width)
         self.cache = torch.zeros(shape, dtype=base.dtype, device=base.device)
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=base.device)
-        self.taken = 0
+        self.lengths: list[int] = []
         self.trunk: Tensor | None = None
         self._split = -1
         self._last: _Prompt | None = None
+        self._record = record
+        self._static = self._build_static()
+
+    @property
+    def taken(self) -> int:
+        """Slots that hold a row."""
+        return len(self.lengths)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether its steps are recorded, so that it is worth keeping."""
+        return self._static is not None
+
+    def holds(self, slots: int, columns: int) -> bool:
+        """Whether it has room for so many rows of so many tokens."""
+        return slots <= self.cache.shape[2] and columns <= self.cache.shape[4]
+
+    def restart(self) -> bool:
+        """Begin empty, under the role that is active now, in the same memory, so that recorded steps go on to hold.
+
+        False where that role has adapters in other places or of another rank: then nothing has changed.
+        """
+        fresh = [thin for lane in _copy_adapters(self.base) for thin in lane]
+        own = [thin for lane in self.lanes for thin in lane]
+        if [_shape(thin) for thin in fresh] != [_shape(thin) for thin in own]:
+            return False
+        for old, new in zip(own, fresh, strict=True):
+            if old is not None and new is not None:
+                old.a.copy_(new.a)
+                old.b.copy_(new.b)
+        self.lengths, self._last = [], None
+        return True
 
     def keep_trunk(self, split: int) -> None:
         """From now on keep the hidden states that enter layer `split`, for every token that is written. Begin empty."""
-        slots, columns = self.cache.shape[2], self.cache.shape[4]
-        self._split = split
-        self.trunk = self.cache.new_zeros(slots, columns, self.head.shape[1])
+        if split != self._split:
+            slots, columns = self.cache.shape[2], self.cache.shape[4]
+            self._split = split
+            self.trunk = self.cache.new_zeros(slots, columns, self.head.shape[1])
+            self._static = self._build_static()
 
     def read_trunk(self, slot: int) -> Float[Tensor, "T H"]:
         """Those of the T tokens that the slot holds, in memory of their own.
@@ -83,7 +112,7 @@ class PackedDecoder:
         """
         if self.trunk is None:
             raise RuntimeError("call keep_trunk before the first prompt")
-        return self.trunk[slot, : int(self.lengths[slot])].clone()
+        return self.trunk[slot, : self.lengths[slot]].clone()
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "N V"]:
         """Put `prompts` into the next slots; returns their next-token logits."""
@@ -94,23 +123,51 @@ class PackedDecoder:
         for group in _group(sorted({ids for ids in wanted if ids not in read}, key=len)):
             read |= {prompt.ids: prompt for prompt in self._read(group)}
         for slot, ids in enumerate(wanted, start=self.taken):
-            self.lengths[slot] = len(ids)
+            self.lengths.append(len(ids))
             self.cache[:, :, slot, :, : len(ids)] = read[ids].states
             if self.trunk is not None:
                 self.trunk[slot, : len(ids)] = read[ids].trunk
-        self.taken += len(wanted)
         self._last = read[wanted[-1]]
         return torch.stack([read[ids].logits for ids in wanted])
 
     def step(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        """Write one token behind each taken slot; returns the logits that follow."""
-        rows, places = torch.arange(self.taken, device=tokens.device), self.lengths[: self.taken]
-        seen = int(places.max()) + 1
-        columns = torch.arange(seen, device=tokens.device)
+        """Write one token behind each taken slot; returns the logits that follow, which the next step may overwrite."""
+        if self._static is None:
+            logits = self._compute_step(tokens, send(self.lengths, tokens.device), max(self.lengths) + 1)
+        else:
+            logits = self._static(tokens, self.lengths)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
+
+    def free(self, slot: int) -> None:
+        """Give up a slot; the last taken one moves into its place."""
+        length = self.lengths.pop()
+        if slot != self.taken:
+            self.cache[:, :, slot, :, :length] = self.cache[:, :, self.taken, :, :length]
+            if self.trunk is not None:
+                self.trunk[slot, :length] = self.trunk[self.taken, :length]
+            self.lengths[slot] = length
+
+    def _build_static(self) -> StaticStep | None:
+        """Nothing is recorded yet: what was recorded before would write into the buffers of then."""
+        if self._record is None:
+            return None
+        logits = self.cache.new_zeros(self.cache.shape[2], len(self.head))
+        return StaticStep(self._compute_step, self._record, logits, self.cache.shape[4])
+
+    def _compute_step(
+        self, tokens: Int[Tensor, " N"], places: Int[Tensor, " N"], seen: int
+    ) -> Float[Tensor, "N V"]:
+        """Write `tokens` into columns `places` of slots 0 to N - 1, all below `seen`; returns the logits that follow.
+
+        Its shapes depend on N and `seen` alone, and the host reads nothing of the device: a step can be recorded.
+        """
+        count = len(tokens)
+        rows, columns = torch.arange(count, device=tokens.device), torch.arange(seen, device=tokens.device)
         mask = _mask_out(columns[None, :] > places[:, None], self.base.dtype)[:, None, None]
 
         def keep(layer: int) -> Store:
-            keys, values = self.cache[layer, 0, : self.taken], self.cache[layer, 1, : self.taken]
+            keys, values = self.cache[layer, 0, :count], self.cache[layer, 1, :count]
 
             def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 keys[rows, :, places], values[rows, :, places] = key[:, :, 0], value[:, :, 0]
@@ -121,18 +178,7 @@ class PackedDecoder:
         hidden, trunk = self._run(tokens[:, None], places[:, None], mask, keep)
         if self.trunk is not None:
             self.trunk[rows, places] = trunk[:, 0]
-        places += 1
         return functional.linear(hidden[:, 0], self.head)
-
-    def free(self, slot: int) -> None:
-        """Give up a slot; the last taken one moves into its place."""
-        self.taken -= 1
-        if slot != self.taken:
-            length = int(self.lengths[self.taken])
-            self.cache[:, :, slot, :, :length] = self.cache[:, :, self.taken, :, :length]
-            if self.trunk is not None:
-                self.trunk[slot, :length] = self.trunk[self.taken, :length]
-            self.lengths[slot] = length
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> list[_Prompt]:
         """One pass over different prompts, padded on the right."""
@@ -165,11 +211,25 @@ class PackedDecoder:
         x = self.model.get_input_embeddings()(ids)
         cos, sin = self.model.rotary_emb(x, positions)
         trunk = x
-        for number, (layer, thins) in enumerate(self.layers):
+        for number, (layer, thins) in enumerate(zip(self.base.packed, self.lanes, strict=True)):
             if number == self._split:
                 trunk = x
             x = advance_layer(layer, thins, x, cos, sin, mask, keep(number))
         return self.model.norm(x), trunk
+
+
+def _copy_adapters(base: Base) -> list[list[Thin | None]]:
+    """The active role's, layer by layer, in the dtype of the weights."""
+    lane = []
+    for packed, layer in zip(base.packed, base.stack, strict=True):
+        adapters = read_adapters(layer)
+        assert adapters is not None, "a role adapts all matrices of a layer or none"
+        lane.append(build_thins(packed, adapters, base.dtype))
+    return lane
+
+
+def _shape(thin: Thin | None) -> tuple[torch.Size, ...]:
+    return () if thin is None else (thin.a.shape, thin.b.shape)
 
 
 def _mask_out(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,8 +255,8 @@ def check_packed_decoding(base: Base) -> bool:
     try:
         with base.activate(None) as model:
             expected = model(**base.build_inputs(ids, torch.ones_like(ids, dtype=torch.bool))).logits[0, 7:].float()
-            decoder = PackedDecoder(base, 1, 12)
-            found = [decoder.admit([ids[0, :8].tolist()]), *(decoder.step(ids[:, i]) for i in range(8, 12))]
+            decoder = PackedDecoder(base, 1, 12, record=choose_recorder(base.device))
+            found = [decoder.admit([ids[0, :8].tolist()]), *(decoder.step(ids[:, i]).clone() for i in range(8, 12))]
     except (TypeError, AttributeError, RuntimeError) as error:  # an architecture whose layers are called otherwise
         logging.getLogger(__name__).info("decoding runs the model's own layers: %s", error)
         return False

@@ -3,8 +3,8 @@
 Implements continuous batching: prompts enter sorted by length, a prompt that several samples share is read once,
 finished rows leave the batch, waiting prompts take their place, logprobs are taken while sampling, and every sequence
 has its own random stream. Where asked, the frozen trunk's states, which decoding computes anyway, come with the
-rollout, so that no later pass runs those layers again. How a batch is decoded is an engine's matter (`engines`). Leaves
-out CUDA graphs, top-p and top-k.
+rollout, so that no later pass runs those layers again. How a batch is decoded is an engine's matter (`engines`). The
+host reads what the device has drawn once a step, tokens and logprobs together. Leaves out top-p and top-k.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor
 from accord.errors import DataError
 from accord.models import Base
 from accord.models.decoding import PackedDecoder
-from accord.rollout.engines import Engine, OpenEngine, PackedEngine, open_engine, pad_left
+from accord.models.static_step import send
+from accord.rollout.engines import Engine, OpenEngine, PackedEngine, Reopener, pad_left
 from accord.rollout.streams import draw_tokens, draw_uniforms
 from accord.types import Completion, Prompt, Rollout
 
@@ -45,7 +46,7 @@ class Sampler:
 
     The batch size changes speed and memory only: in float32 the tokens are those of one-by-one recomputation.
     `on_tokens`, where given, is called with the number of tokens just sampled (for a progress bar). `open_engine` opens
-    what decodes each batch. With `keep_trunk` a rollout holds the trunk's states, where the role stands on a trunk and
+    what decodes each batch (by default `engines.Reopener`). With `keep_trunk` a rollout holds the trunk's states, where the role stands on a trunk and
     decoding runs packed; a sequence then takes one step more, in which its last token is read too.
     """
 
@@ -54,14 +55,14 @@ class Sampler:
         base: Base,
         batch_size: int = 32,
         on_tokens: Callable[[int], None] | None = None,
-        open_engine: OpenEngine = open_engine,
+        open_engine: OpenEngine | None = None,
         *,
         keep_trunk: bool = False,
     ) -> None:
         self.base = base
         self.batch_size = batch_size
         self.on_tokens = on_tokens
-        self.open_engine = open_engine
+        self.open_engine = open_engine or Reopener()
         self.keep_trunk = keep_trunk
 
     @torch.no_grad()
@@ -135,10 +136,11 @@ class Sampler:
                 active += entering
             if not active:
                 break
-            uniforms = torch.stack([row.uniforms[len(row.completion_ids)] for row in active])
-            tokens, logprobs = draw_tokens(torch.cat(logits), uniforms, temperature)
-            for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
-                row.completion_ids.append(token)
+            uniforms = send(torch.stack([row.uniforms[len(row.completion_ids)] for row in active]), self.base.device)
+            tokens, logprobs = draw_tokens(logits[0] if len(logits) == 1 else torch.cat(logits), uniforms, temperature)
+            drawn = torch.stack([tokens.double(), logprobs.double()]).tolist()  # exact, and the one wait of a step
+            for row, token, logprob in zip(active, *drawn, strict=True):
+                row.completion_ids.append(int(token))
                 row.logprobs.append(logprob)
                 row.finished = token == self.base.tokens.eos_id
                 row.done = row.finished or len(row.completion_ids) == max_new_tokens
@@ -159,7 +161,7 @@ def _release(
         if decoder is not None and row.done:
             row.trunk = decoder.read_trunk(place)
     alive = engine.keep(alive)
-    return [active[place] for place in alive], values[alive]
+    return [active[place] for place in alive], values[send(alive, values.device)]
 
 
 def _encode_unique(base: Base, prompts: Sequence[Prompt]) -> dict[Prompt, list[int]]:
