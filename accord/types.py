@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from accord.errors import DataError
@@ -287,6 +287,22 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class ReadRollout(Rollout):
+    """A rollout that a scorer's adapter has read.
+
+    end_states: by the role whose adapter it is, (B, H): hidden states at each row's last real token. A score is a head
+    on these. They hold as long as that adapter does not learn.
+    """
+
+    end_states: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_rollout(cls, rollout: Rollout, end_states: Mapping[str, Tensor]) -> ReadRollout:
+        """The same rollout with these states."""
+        return cls(**{own.name: getattr(rollout, own.name) for own in fields(Rollout)}, end_states=end_states)
 
 
 RewardSource = Callable[[Rollout], "Tensor"]

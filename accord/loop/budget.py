@@ -18,6 +18,7 @@ from accord.models import Base, LoraSettings
 from accord.models.ensemble import Ensemble, add_ensemble
 from accord.models.recompute import recompute_layers
 from accord.training.memory import Workload, fit_rows, weigh_ppo, weigh_reward_model, weigh_sampling, weigh_sft
+from accord.training.ppo import add_critic
 from accord.training.sequences import encode_tree
 from accord.training.sft import MICRO_BATCH_SIZE
 from accord.types import Completion, Preference, Prompt
@@ -54,13 +55,13 @@ def check_budget(base: Base, config: Config, lora: LoraSettings) -> None:
         fit_rows(pair, budget, 1)
         full, everywhere = config.model.adapter == "full", config.model.adapter == "lora_all"
         base.add_policy("policy", lora=None if full else lora, seed=0, every_layer=everywhere)
-        base.add_scorer("critic", lora=lora, seed=0)
+        add_critic(base, "critic", config.ppo, lora=lora, seed=0, proxy="proxy")
         if config.compute.checkpoint_gradients:
             recompute_layers(base)
         fit_rows(weigh_sampling(base, "policy", **size), budget, 1)
         fit_rows(_weigh_policy(base, config, **size), budget, 1)
     finally:
-        for role in base.roles():
+        for role in reversed(base.roles()):
             base.remove(role)
 
 

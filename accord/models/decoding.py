@@ -214,7 +214,7 @@ class PackedDecoder:
         for number, (layer, thins) in enumerate(zip(self.base.packed, self.lanes, strict=True)):
             if number == self._split:
                 trunk = x
-            x = advance_layer(layer, thins, x, cos, sin, mask, keep(number))
+            x = advance_layer(layer, [thins], x, cos, sin, mask, keep(number))
         return self.model.norm(x), trunk
 
 

@@ -39,14 +39,16 @@ class PackedForward:
     """Stands in the place of `layer.forward`: one step of autograd on packed weights, under the active adapter.
 
     layer: the module, whose linear layers peft may wrap at any time. packed: its weights. original: its own forward,
-    which runs where an adapter is not plain. wanted: rows of the output that are read (`reading_rows`). Hooks on the
-    parts of the layer are not called.
+    which runs where an adapter is not plain. wanted: rows of the output that are read (`reading_rows`). lanes: the
+    adapters of as many equal groups of rows, in the active one's place (models/lanes.py). Hooks on the parts of the
+    layer are not called.
     """
 
     def __init__(self, layer: nn.Module, packed: PackedLayer) -> None:
         self.layer = layer
         self.packed = packed
         self.wanted: Tensor | None = None
+        self.lanes: Sequence[Adapters] = ()
         self.original: Callable[..., Any] = layer.forward
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -62,11 +64,14 @@ class PackedForward:
         if cache is not None:
             seen += cache.get_seq_length(place)
         mask = _add_up(kwargs.get("attention_mask"), length, seen, hidden_states)
+        if self.lanes:
+            lanes = [build_thins(self.packed, own, hidden_states.dtype) for own in self.lanes]
+            return advance_layer(self.packed, lanes, hidden_states, cos, sin, mask, wanted=self.wanted)
         if cache is None:
             return run_layer(self.packed, hidden_states, cos, sin, mask, adapters, self.wanted)
         thins = build_thins(self.packed, adapters, hidden_states.dtype)
         return advance_layer(
-            self.packed, thins, hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
+            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
         )
 
 
@@ -121,15 +126,21 @@ def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[Pa
     return ()
 
 
+def find_packed(layer: nn.Module) -> PackedForward | None:
+    """What stands in the place of `layer.forward`, alone or behind what recomputes it; None where it is not packed."""
+    forward = layer.__dict__.get("forward")
+    packed = forward if isinstance(forward, PackedForward) else getattr(forward, "original", None)
+    return packed if isinstance(packed, PackedForward) else None
+
+
 @contextmanager
 def reading_rows(layer: nn.Module, wanted: Bool[Tensor, "B T"] | None) -> Iterator[None]:
     """While open, only the rows `wanted` of the output of `layer`, the last one, are read; others may be 0.
 
     A layer that is not packed computes all rows as ever.
     """
-    forward = layer.__dict__.get("forward")
-    packed = getattr(forward, "original", None) if not isinstance(forward, PackedForward) else forward
-    if wanted is None or not isinstance(packed, PackedForward):
+    packed = find_packed(layer)
+    if wanted is None or packed is None:
         yield
         return
     packed.wanted = wanted.flatten().nonzero()[:, 0]

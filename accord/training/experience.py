@@ -1,7 +1,7 @@
 """What PPO knows of a rollout, and how it is cut into minibatches and micro-batches.
 
-Implements the data order (prompts shuffled per pass by a derived seed), the one pass over the frozen trunk, the old,
-reference and value passes over a fresh rollout, and micro-batches trimmed to their longest sequence. Leaves out every
+Implements the data order (prompts shuffled per pass by a derived seed), the one pass over the frozen trunk, the one
+over a fresh rollout for logprobs and values, and micro-batches trimmed to their longest sequence. Leaves out every
 objective (`accord/losses`) and the loop itself (`ppo`).
 
 The old logprobs are the trainer's own recomputation, or by choice the sampler's. Recomputed, the ratio of the first
@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +24,8 @@ from accord import distributed
 from accord.config.schema import PpoSection, SampleSection
 from accord.functional import EntropyUse, TokenLogprobs
 from accord.models import Base
-from accord.types import Generator, Prompt, Rollout, derive_seed
+from accord.models.lanes import compute_hidden_of
+from accord.types import Generator, Prompt, ReadRollout, Rollout, derive_seed
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,36 @@ def iterate_minibatches(sequences: int, minibatches: int, seed: int) -> Iterator
 
 
 def compute_token_logprobs(
-    base: Base, role: str | None, batch: TokenBatch, temperature: float, *, entropy: EntropyUse = "constant"
+    base: Base,
+    role: str | None,
+    batch: TokenBatch,
+    temperature: float,
+    *,
+    entropy: EntropyUse = "constant",
+    states: Float[Tensor, "b c H"] | None = None,
 ) -> TokenLogprobs:
     """(log pi(y_t | x, y_<t), entropy of pi(. | x, y_<t)), both (b, c) in nats at the sampling temperature.
 
     `role` None is the reference. Gradients flow where the caller has them on; through the entropy only where asked.
+    states: the role's hidden states before each token, where the caller has them.
     """
     return base.compute_logprobs(
         role, batch.input_ids, batch.attention_mask, batch.mask.shape[1], temperature,
-        trunk=batch.trunk, entropy=entropy,
+        trunk=batch.trunk, entropy=entropy, states=states,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def compute_states_of(base: Base, roles: Sequence[str | None], batch: TokenBatch) -> list[Float[Tensor, "b d H"]]:
+    """Each role's hidden states before each completion token and after the last column, d = c + 1, in one pass.
+
+    Column t + 1 knows token t. Those behind a row's last real token mean nothing.
+    """
+    first = batch.input_ids.shape[1] - batch.mask.shape[1] - 1
+    wanted = batch.attention_mask.clone()
+    wanted[:, :first] = False
+    inputs = base.build_inputs(batch.input_ids, batch.attention_mask)
+    return [hidden[:, first:] for hidden in compute_hidden_of(base, roles, inputs, batch.trunk, wanted=wanted)]
 
 
 def choose_entropy(cfg: PpoSection) -> EntropyUse:
@@ -220,27 +240,39 @@ def compute_experience(
     trust_sampler: bool = False,
     keep_critic_states: bool = False,
 ) -> Experience:
-    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it.
+    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top, in one.
 
     With `trust_sampler` the policy's logprobs are those it was sampled with, and the entropy is their negative, whose
-    mean over samples is the entropy's: H = E[-log pi(y)].
+    mean over samples is the entropy's: H = E[-log pi(y)]. `keep_critic_states`: where the critic's adapter does not
+    learn. Its states are kept, and those at the rows' ends go with the rollout, for a reward model of that adapter.
     """
     trunk = compute_trunk(base, rollout, micro_batch_size)
-    options: dict[str, Any] = {"temperature": temperature, "micro_batch_size": micro_batch_size, "trunk": trunk}
+    shape = rollout.completion_mask.shape
+    speakers: dict[str | None, EntropyUse] = {reference: "unread"}
+    if not trust_sampler:
+        speakers[policy] = "constant"
+    found = {role: TokenLogprobs(*(torch.zeros(shape, device=base.device) for _ in range(2))) for role in speakers}
+    values = torch.zeros(shape, device=base.device)
+    states = values.new_zeros((*shape, base.hidden_size), dtype=base.dtype)
+    ends = states.new_zeros(len(rollout), base.hidden_size)
+    together = [*filter(base.speaks_plainly, speakers), critic]
+    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
+        hidden = dict(zip(together, compute_states_of(base, together, batch), strict=True))
+        for role, use in speakers.items():
+            before = hidden[role][:, :-1] if role in hidden else None
+            read = compute_token_logprobs(base, role, batch, temperature, entropy=use, states=before)
+            for whole, part in zip(found[role], read, strict=True):
+                batch.put(whole, part)
+        batch.put(states, hidden[critic][:, :-1])
+        batch.put(values, base.head(critic)(hidden[critic][:, :-1]))
+        ends[batch.rows] = hidden[critic][torch.arange(len(batch.rows)), batch.mask.sum(dim=1)]
+    distributed.sum_tensors(*(tensor for pair in found.values() for tensor in pair), values, states, ends)
     if trust_sampler:
         logprobs = rollout.logprobs.masked_fill(~rollout.completion_mask, 0.0)
         entropy = -logprobs
     else:
-        logprobs, entropy = read_rollout(base, policy, rollout, **options)
-    ref_logprobs, _ = read_rollout(base, reference, rollout, entropy="unread", **options)
-    values = torch.zeros_like(logprobs)
-    states = values.new_zeros((*values.shape, base.hidden_size), dtype=base.dtype)
-    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        hidden = base.compute_states(
-            critic, batch.input_ids, batch.attention_mask, batch.mask.shape[1], trunk=batch.trunk
-        )
-        batch.put(states, hidden)
-        batch.put(values, base.head(critic)(hidden))
-    distributed.sum_tensors(values, states)
+        logprobs, entropy = found[policy]
+    if keep_critic_states:
+        rollout = ReadRollout.from_rollout(rollout, {base.describe(critic).adapter or critic: ends})
     kept = states if keep_critic_states else None
-    return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values, kept)
+    return Experience(rollout, trunk, logprobs, entropy, found[reference].logprobs, values, kept)
