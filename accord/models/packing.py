@@ -71,7 +71,7 @@ class PackedForward:
             return run_layer(self.packed, hidden_states, cos, sin, mask, adapters, self.wanted)
         thins = build_thins(self.packed, adapters, hidden_states.dtype)
         return advance_layer(
-            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
+            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: [cache.update(key, value, place)]
         )
 
 

@@ -1,10 +1,10 @@
 """Static decoding: a step of fixed shapes on buffers at fixed addresses, which a device records once and replays.
 
 Implements rounding a batch up to one of a few sizes (`choose_rows`, `choose_columns`), the buffers, and recording as
-CUDA graphs, which spares a GPU's host the launch of each of a layer's kernels. A step is recorded once for each pair of
-sizes; nothing in it depends on a number that the device holds, so the host never waits for the device. Leaves out what a
-step computes (`decoding`). Nothing here has run on a GPU yet: tests record with a stand-in that replays every operation
-on the very same memory, as a graph does.
+CUDA graphs, which spares a GPU's host the launch of each of a layer's kernels. A step is recorded once for each set of
+sizes; nothing in it depends on a number that the device holds, so the host never waits for the device. Leaves out what
+a step computes (`decoding`). Nothing here has run on a GPU yet: tests record with a stand-in that replays every
+operation on the very same memory, as a graph does.
 Source: CUDA graphs as in "CUDA semantics", PyTorch's documentation.
 """
 
@@ -27,8 +27,8 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 """Records what a call runs on the device and returns what repeats it, on the same memory. The call may run any number
 of times meanwhile: it must give the same however often it is run."""
 
-Compute = Callable[[Tensor, Tensor, int], Tensor]
-"""Logits (N, V) behind `tokens` (N,) that stand in columns `places` (N,), where the first so many columns are seen."""
+Compute = Callable[[Tensor, Tensor, int, int], Tensor]
+"""Logits (N, V) behind `tokens` (N,) that stand in columns `places` (N,), of so many columns seen, in so many lanes."""
 
 
 class StaticStep:
@@ -37,32 +37,34 @@ class StaticStep:
     logits: the buffer that holds what a step gives, a row for each slot.
     """
 
-    def __init__(self, compute: Compute, record: Recorder, logits: Float[Tensor, "N V"], columns: int) -> None:
+    def __init__(self, record: Recorder, logits: Float[Tensor, "N V"], columns: int) -> None:
         slots, device = len(logits), logits.device
-        self.compute = compute
         self.record = record
         self.columns = columns
         self.logits = logits
         self.tokens = torch.zeros(slots, dtype=torch.long, device=device)
         self.places = torch.zeros(slots, dtype=torch.long, device=device)
-        self.replays: dict[tuple[int, int], Callable[[], None]] = {}
+        self.replays: dict[tuple[int, int, int], Callable[[], None]] = {}
 
-    def __call__(self, tokens: Int[Tensor, " N"], places: Sequence[int]) -> Float[Tensor, "N V"]:
-        """The logits behind `tokens`, which stand in columns `places` of slots 0 to N - 1; the next step overwrites them.
+    def __call__(
+        self, compute: Compute, tokens: Int[Tensor, " N"], places: Sequence[int], lanes: int
+    ) -> Float[Tensor, "N V"]:
+        """The logits behind `tokens`, which go to columns `places` of slots 0 to N - 1; the next step overwrites them.
 
-        Rows beyond them are computed too: they write into column 0 of slots that nobody has taken.
+        Rows beyond them are computed too: they write into column 0 of slots that nobody has taken. `compute` is the
+        same in every call; it is not kept, so that its owner, who keeps this, is freed with its memory at once.
         """
         taken, slots = len(places), len(self.places)
         rows, seen = choose_rows(taken, slots), choose_columns(max(places) + 1, self.columns)
         self.tokens[:taken].copy_(tokens)
         self.places.copy_(send([*places, *[0] * (slots - taken)], self.places.device))
-        if (rows, seen) not in self.replays:
-            self.replays[rows, seen] = self.record(lambda: self._run(rows, seen))
-        self.replays[rows, seen]()
+        if (rows, seen, lanes) not in self.replays:
+            self.replays[rows, seen, lanes] = self.record(lambda: self._run(compute, rows, seen, lanes))
+        self.replays[rows, seen, lanes]()
         return self.logits[:taken]
 
-    def _run(self, rows: int, seen: int) -> None:
-        self.logits[:rows].copy_(self.compute(self.tokens[:rows], self.places[:rows], seen))
+    def _run(self, compute: Compute, rows: int, seen: int, lanes: int) -> None:
+        self.logits[:rows].copy_(compute(self.tokens[:rows], self.places[:rows], seen, lanes))
 
 
 class GraphRecorder:
@@ -113,7 +115,7 @@ def choose_columns(seen: int, columns: int) -> int:
 
 def send(numbers: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """`numbers` on `device`; the host does not wait until the device, which may be at work, has taken them."""
-    values = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers)
+    values = numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, dtype=torch.long)
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)

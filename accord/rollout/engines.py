@@ -70,11 +70,12 @@ class Reopener:
 
     def __call__(self, base: Base, model: PreTrainedModel, slots: int, columns: int) -> Engine:
         """As `open_engine`, under the role that is active now."""
-        last = self.last
-        if last is not None and (last.base, last.model) == (base, model.base_model) and last.holds(slots, columns):
-            if last.restart():
-                return PackedEngine(last)
-        self.last = last = None
+        last, self.last = self.last, None
+        fits = last is not None and last.base is base and last.model is model.base_model and last.holds(slots, columns)
+        if last is not None and fits and last.restart():
+            self.last = last
+            return PackedEngine(last)
+        del last  # its memory is free before the next is taken
         engine = self.inner(base, model, slots, columns)
         if isinstance(engine, PackedEngine) and engine.decoder.is_static and _is_small(engine.decoder.cache):
             self.last = engine.decoder

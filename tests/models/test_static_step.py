@@ -1,13 +1,20 @@
 """Static steps: recorded once, replayed on the same memory, they give what the model's own forward gives."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from recording import HostReadError, StandIn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from accord.models import LoraSettings, packing, static_step
 from accord.models.decoding import PackedDecoder, check_packed_decoding
 from accord.models.static_step import GraphRecorder, choose_columns, choose_recorder, choose_rows, send
+from accord.rollout import draw_tokens
 
 LORA = LoraSettings(rank=3, alpha=6)
 
@@ -127,7 +134,7 @@ def test_torch_traces_a_step_without_knowing_any_number_on_the_device(tiny_base)
 
         def step(tokens, places, cache, trunk, head):
             decoder.cache, decoder.trunk, decoder.head = cache, trunk, head
-            return decoder._compute_step(tokens, places, 16)
+            return decoder._compute_step(tokens, places, 16, 1)
 
         buffers = (decoder.cache, decoder.trunk, decoder.head)
         expected = step(tokens, places, *(buffer.clone() for buffer in buffers))
@@ -148,7 +155,9 @@ def test_the_stand_in_repeats_operations_alone_on_the_memory_of_then():
     assert result.tolist() == [9, 9, 9]
 
 
-@pytest.mark.parametrize("read", [lambda t: int(t.max()), lambda t: t[t > 0], lambda t: t.nonzero(), lambda t: t.tolist()])
+@pytest.mark.parametrize(
+    "read", [lambda t: int(t.max()), lambda t: t[t > 0], lambda t: t.nonzero(), lambda t: t.max().item()]
+)
 def test_the_stand_in_refuses_a_host_that_reads_the_device(read):
     numbers = torch.tensor([1, 0, 2])
     with pytest.raises(HostReadError):
@@ -185,3 +194,45 @@ def test_cuda_graphs_give_the_models_own_logits(tiny_folder):
         decoder = PackedDecoder(base, 5, 16, record=GraphRecorder(base.device))
     play(base, "policy", decoder)
     assert decoder.is_static
+
+
+@torch.no_grad()
+def test_on_a_pretended_device_no_operation_mixes_devices_or_reads_a_number(tiny_folder):
+    """PyTorch's fake tensors know shape and device and hold no numbers: what would read one, or mix devices, fails."""
+    config = LlamaConfig.from_pretrained(tiny_folder("llama"))
+    device = torch.device("lazy:0")  # like a GPU apart from the host, and PyTorch asks for no driver of it
+    replays = []
+    with FakeTensorMode():
+        with device:
+            model = LlamaForCausalLM(config).requires_grad_(False)
+        layers = model.model.layers
+        base = SimpleNamespace(
+            model=model, stack=layers, packed=tuple(packing._pack(layer) for layer in layers), layers=len(layers),
+            hidden_size=config.hidden_size, dtype=torch.float32, device=device,
+        )  # fmt: skip
+        decoder = PackedDecoder(base, 4, 40, record=lambda work: lambda: replays.append(work()))
+        decoder.keep_trunk(1)
+        tokens, _ = draw_tokens(decoder.admit([[3, 4, 5], [6]]), torch.rand(2, dtype=torch.float64), 0.9)
+        logits = decoder.step(tokens)
+        decoder.free(0)
+        assert logits.device == tokens.device == decoder.read_trunk(0).device == device
+        assert logits.shape == (2, config.vocab_size) and len(replays) == 1
+        with pytest.raises(DataDependentOutputException):
+            int(tokens.max())
+        with pytest.raises(RuntimeError, match="same device"):
+            logits + torch.zeros(2, 1)
+
+
+def test_a_decoder_that_is_let_go_is_freed_at_once(tiny_base):
+    base = tiny_base()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            decoder = PackedDecoder(base, 2, 16, record=StandIn())
+            decoder.admit([[5, 6]])
+            decoder.step(torch.tensor([7]))
+            cache = weakref.ref(decoder.cache)
+            del decoder
+        assert cache() is None
+    finally:
+        gc.enable()
