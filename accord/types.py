@@ -249,6 +249,8 @@ class Rollout:
     completions: the decoded texts, for people and text rewards; never encoded again.
     prompt_trunk (B, P, H), completion_trunk (B, C, H) or None: the frozen layers' output at each token, in the dtype of
     the weights, 0 where masked, where the sampler was asked to keep what it computed anyway.
+    critic_states (B, C + 1, H) or None: a critic's final hidden states, where the sampler was asked for them. Column t
+    knows all before token t, and column n of a completion of n tokens all of it; 0 behind it.
     """
 
     prompts: tuple[Prompt, ...]
@@ -261,6 +263,7 @@ class Rollout:
     finished: Tensor
     prompt_trunk: Tensor | None = None
     completion_trunk: Tensor | None = None
+    critic_states: Tensor | None = None
 
     @property
     def trunk(self) -> Tensor | None:
@@ -324,8 +327,13 @@ class Generator(Protocol):
         seeds: Sequence[int],
         max_new_tokens: int,
         temperature: float,
+        critic: str | None = None,
     ) -> Rollout:
-        """One completion for each prompt; sequence i is a function of prompt i, seed i and the role's weights alone."""
+        """One completion for each prompt; sequence i is a function of prompt i, seed i and the role's weights alone.
+
+        critic: the scorer whose `critic_states` the rollout should bring, from a generator that can; never given to one
+        that is not asked for them.
+        """
         ...
 
 

@@ -58,7 +58,7 @@ def check_budget(base: Base, config: Config, lora: LoraSettings) -> None:
         add_critic(base, "critic", config.ppo, lora=lora, seed=0, proxy="proxy")
         if config.compute.checkpoint_gradients:
             recompute_layers(base)
-        fit_rows(weigh_sampling(base, "policy", **size), budget, 1)
+        fit_rows(weigh_sampling(base, "policy", **size, critic=_find_follower(base, config)), budget, 1)
         fit_rows(_weigh_policy(base, config, **size), budget, 1)
     finally:
         for role in reversed(base.roles()):
@@ -73,7 +73,10 @@ def choose_sampling_batch(base: Base, config: Config) -> int:
     speakers = [role for role in base.roles() if base.describe(role).kind == "policy"]
     whole = [role for role in speakers if base.describe(role).lora is None]  # these decode with a cache that grows
     role = next(iter([*whole, *speakers]), None)
-    load = weigh_sampling(base, role, prompt_tokens=config.prompts.max_tokens, new_tokens=sample.max_new_tokens)
+    load = weigh_sampling(
+        base, role, prompt_tokens=config.prompts.max_tokens, new_tokens=sample.max_new_tokens,
+        critic=_find_follower(base, config),
+    )  # fmt: skip
     return fit_rows(load, budget, sample.batch_size).rows
 
 
@@ -119,6 +122,11 @@ def choose_sft_batch(base: Base, role: str, examples: Sequence[tuple[Prompt, Com
 def set_batch(config: Config, size: int) -> Config:
     """The settings with `ppo.micro_batch_size` in place of the one they have."""
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"micro_batch_size": size})})
+
+
+def _find_follower(base: Base, config: Config) -> str | None:
+    """The critic, where its rows run along with those that PPO samples."""
+    return "critic" if config.ppo.values == "sampler" and "critic" in base.roles() else None
 
 
 def _weigh_policy(base: Base, config: Config, *, prompt_tokens: int, new_tokens: int, prompts: int = 1) -> Workload:

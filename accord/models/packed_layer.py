@@ -28,8 +28,9 @@ from torch.nn import functional
 
 aten = torch.ops.aten
 
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes a layer's new keys and values (B, K, T, D) and returns those to attend to (B, K, S, D)."""
+Store = Callable[[Tensor, Tensor], Sequence[tuple[Tensor, Tensor]]]
+"""Takes a layer's new keys and values (B, K, T, D) and returns those to attend to, in as many equal groups of rows as
+it keeps apart: G of (B / G, K, S, D)."""
 
 
 @dataclass(frozen=True)
@@ -344,9 +345,10 @@ def advance_layer(
     first, _ = normalize(rows, layer.input_norm, layer.epsilon)
     qkv = project_lanes(first, layer.qkv, layer.qkv_bias, qkv_thins)
     heads = split_heads(layer, qkv.view(*x.shape[:2], -1), cos, sin)
-    if store is not None:
-        heads = Heads(heads.query, *store(heads.key, heads.value))
-    attended, _ = attend(layer, heads, mask)
+    groups = [(heads.key, heads.value)] if store is None else store(heads.key, heads.value)
+    queries = heads.query.chunk(len(groups))
+    found = [attend(layer, Heads(q, *group), mask)[0] for q, group in zip(queries, groups, strict=True)]
+    attended = found[0] if len(found) == 1 else torch.cat(found)
     middle = project_lanes(_gather(attended, wanted), layer.o, layer.o_bias, o_thins)
     middle.add_(_gather(rows, wanted))
     second, _ = normalize(middle, layer.output_norm, layer.epsilon)

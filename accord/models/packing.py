@@ -3,8 +3,8 @@
 Implements finding such layers by their parts, laying the weights of Q, K, V and of gate, up side by side in memory (the
 model's own parameters become views of them: nothing is held twice), and putting `packed_layer.run_layer` in the place
 of a layer's forward. Whether the model still computes what it did is checked on the model itself; where it does not,
-or on a device other than a CPU, the layers stay as transformers wrote them. Leaves out models with other layers,
-which this does not concern.
+the layers stay as transformers wrote them. On CUDA the weights are laid out for decoding alone, and the layers' own
+forward stays. Leaves out models with other layers, which this does not concern.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ MATRICES = (
     "mlp.down_proj",
 )
 NORMS = ("input_layernorm", "post_attention_layernorm")
+
+PASSING, DECODING = ("cpu",), ("cpu", "cuda")
+"""Devices on which layers run packed in passes, and on which packed weights are laid out for decoding."""
 
 
 class PackedForward:
@@ -68,7 +71,7 @@ class PackedForward:
             return run_layer(self.packed, hidden_states, cos, sin, mask, adapters, self.wanted)
         thins = build_thins(self.packed, adapters, hidden_states.dtype)
         return advance_layer(
-            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
+            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: [cache.update(key, value, place)]
         )
 
 
@@ -101,10 +104,14 @@ def read_adapters(layer: nn.Module) -> Adapters | None:
 def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[PackedLayer, ...]:
     """Pack `layers` and run them so if the model allows it; the packed layers, or none where they stay as they are.
 
+    On a device of `DECODING` alone their forward stays; whether decoding holds is checked when it is first wanted.
     `forward` runs the whole model on one batch and returns the logits of real tokens; it is run before and after.
     """
-    if not all(is_llama_shaped(layer) for layer in layers) or next(layers.parameters()).device.type != "cpu":
+    device = next(layers.parameters()).device.type
+    if device not in DECODING or not all(is_llama_shaped(layer) for layer in layers):
         return ()
+    if device not in PASSING:
+        return tuple(_pack(layer) for layer in layers)
     with torch.no_grad():
         before = forward()
         packed = tuple(_pack(layer) for layer in layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,23 +35,23 @@ class SharedSampler:
         seeds: Sequence[int],
         max_new_tokens: int,
         temperature: float,
+        critic: str | None = None,
     ) -> Rollout:
         """One completion for each prompt; see `types.Rollout` for shapes. Neighbours stay so: they may share a prompt.
 
         Raises:
             DataError: as the inner generator.
         """
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        if critic is not None:
+            options["critic"] = critic
         if distributed.count() == 1 or len(prompts) < 2:
-            return self.inner.generate(
-                role, prompts, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature
-            )
+            return self.inner.generate(role, prompts, seeds=seeds, **options)
         size = -(-len(prompts) // distributed.count())
         own = slice(distributed.rank() * size, (distributed.rank() + 1) * size)
         parts = []
         if prompts[own]:
-            rollout = self.inner.generate(
-                role, prompts[own], seeds=seeds[own], max_new_tokens=max_new_tokens, temperature=temperature
-            )
+            rollout = self.inner.generate(role, prompts[own], seeds=seeds[own], **options)
             parts.append(_move(rollout, torch.device("cpu")))
         return _move(join_rollouts(distributed.gather(parts), self.pad_id), self.device)
 

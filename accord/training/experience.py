@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,15 +97,21 @@ def sample_rollout(
     *,
     update: int,
     seed: int,
+    critic: str | None = None,
 ) -> Rollout:
-    """The rollout of update `update` (from 1): the next prompts of the stream, each sequence with a seed of its own."""
+    """The rollout of update `update` (from 1): the next prompts of the stream, each sequence with a seed of its own.
+
+    With `cfg.values` "sampler" it brings the states of `critic`, where the generator can.
+    """
     count = cfg.prompts_per_update
+    options: dict[str, Any] = {} if critic is None or cfg.values == "pass" else {"critic": critic}
     return generator.generate(
         policy,
         take_prompts(prompts, (update - 1) * count, count, seed),
         seeds=[derive_seed(seed, "rollout", update, i) for i in range(count)],
         max_new_tokens=sample.max_new_tokens,
         temperature=sample.temperature,
+        **options,
     )
 
 
@@ -245,6 +252,7 @@ def compute_experience(
     With `trust_sampler` the policy's logprobs are those it was sampled with, and the entropy is their negative, whose
     mean over samples is the entropy's: H = E[-log pi(y)]. `keep_critic_states`: where the critic's adapter does not
     learn. Its states are kept, and those at the rows' ends go with the rollout, for a reward model of that adapter.
+    States that the rollout brings of the critic are taken as they are.
     """
     trunk = compute_trunk(base, rollout, micro_batch_size)
     shape = rollout.completion_mask.shape
@@ -255,9 +263,12 @@ def compute_experience(
     values = torch.zeros(shape, device=base.device)
     states = values.new_zeros((*shape, base.hidden_size), dtype=base.dtype)
     ends = states.new_zeros(len(rollout), base.hidden_size)
-    together = [*filter(base.speaks_plainly, speakers), critic]
+    brought = rollout.critic_states
+    together: list[str | None] = [*filter(base.speaks_plainly, speakers), *([critic] if brought is None else [])]
     for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        hidden = dict(zip(together, compute_states_of(base, together, batch), strict=True))
+        hidden = dict(zip(together, compute_states_of(base, together, batch), strict=True)) if together else {}
+        if brought is not None:
+            hidden[critic] = brought[batch.rows, : batch.mask.shape[1] + 1]
         for role, use in speakers.items():
             before = hidden[role][:, :-1] if role in hidden else None
             read = compute_token_logprobs(base, role, batch, temperature, entropy=use, states=before)

@@ -99,7 +99,7 @@ def train_ppo(
         update, where = state.update + 1, f"ppo, update {state.update + 1}"
 
         # y ~ pi_old(. | x); the frozen trunk once, then log pi_old, log pi_ref and V on top of it.
-        rollout = sample_rollout(generator, policy, prompts, cfg, sample, update=update, seed=seed)
+        rollout = sample_rollout(generator, policy, prompts, cfg, sample, update=update, seed=seed, critic=critic)
         checks.check_rollout(rollout, base.tokens)
         clock.lap("sample")
         old = compute_experience(

@@ -17,7 +17,7 @@ from accord.looks import Alarm, Look
 from accord.models import Base, LoraSettings
 from accord.rewards import LearnedReward
 from accord.rollout import Sampler
-from accord.training import TrainingResult, train_ppo
+from accord.training import TrainingResult, experience, train_ppo
 from accord.training.experience import sample_rollout, take_prompts
 from accord.training.ppo import add_critic
 from accord.types import Prompt, RewardSource, Rollout
@@ -189,6 +189,34 @@ def test_the_samplers_logprobs_spare_a_pass_and_change_nothing_in_float32() -> N
     assert all(row["sampler_gap"] == pytest.approx(1.0, abs=1e-4) for row in ends["sampler"][1])
     differences = [a["entropy"] - b["entropy"] for a, b in zip(ends["sampler"][1], ends["trainer"][1])]
     assert all(0 < abs(d) < 0.5 for d in differences), "an estimate from samples beside the entropy itself"
+
+
+@pytest.mark.parametrize("critic", ["adapter", "head"])
+@pytest.mark.parametrize("split", [0, 1])
+def test_values_taken_while_sampling_spare_the_critics_pass_and_change_nothing(
+    split: int, critic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[Sequence[str | None]] = []
+    compute = experience.compute_states_of
+
+    def count(base: Base, roles: Sequence[str | None], batch: Any) -> list[torch.Tensor]:
+        together.append(roles)
+        return compute(base, roles, batch)
+
+    monkeypatch.setattr(experience, "compute_states_of", count)
+    ends = {}
+    for source in ("pass", "sampler"):
+        base = build(split)
+        together.clear()
+        cfg = SMALL.model_copy(update={"values": source, "critic": critic})
+        rows = train(base, cfg, validation_prompts=()).history[1:]
+        assert {"critic" in roles for roles in together} == {source == "pass"}
+        ends[source] = base.state("policy"), base.state("critic"), rows
+    for one, other in zip(ends["sampler"][:2], ends["pass"][:2], strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=2e-5, rtol=1e-4)
+    for one, other in zip(ends["sampler"][2], ends["pass"][2], strict=True):
+        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=1e-4)
 
 
 def test_a_sampler_of_another_policy_is_caught_where_its_logprobs_are_trusted() -> None:
