@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from accord.errors import DataError
@@ -249,6 +249,8 @@ class Rollout:
     completions: the decoded texts, for people and text rewards; never encoded again.
     prompt_trunk (B, P, H), completion_trunk (B, C, H) or None: the frozen layers' output at each token, in the dtype of
     the weights, 0 where masked, where the sampler was asked to keep what it computed anyway.
+    critic_states (B, C + 1, H) or None: a critic's final hidden states, where the sampler was asked for them. Column t
+    knows all before token t, and column n of a completion of n tokens all of it; 0 behind it.
     """
 
     prompts: tuple[Prompt, ...]
@@ -261,6 +263,7 @@ class Rollout:
     finished: Tensor
     prompt_trunk: Tensor | None = None
     completion_trunk: Tensor | None = None
+    critic_states: Tensor | None = None
 
     @property
     def trunk(self) -> Tensor | None:
@@ -289,6 +292,22 @@ class Rollout:
         return len(self.prompts)
 
 
+@dataclass(frozen=True)
+class ReadRollout(Rollout):
+    """A rollout that a scorer's adapter has read.
+
+    end_states: by the role whose adapter it is, (B, H): hidden states at each row's last real token. A score is a head
+    on these. They hold as long as that adapter does not learn.
+    """
+
+    end_states: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_rollout(cls, rollout: Rollout, end_states: Mapping[str, Tensor]) -> ReadRollout:
+        """The same rollout with these states."""
+        return cls(**{own.name: getattr(rollout, own.name) for own in fields(Rollout)}, end_states=end_states)
+
+
 RewardSource = Callable[[Rollout], "Tensor"]
 """A score source: a rollout of B completions -> (B,) float32 scores."""
 
@@ -308,8 +327,13 @@ class Generator(Protocol):
         seeds: Sequence[int],
         max_new_tokens: int,
         temperature: float,
+        critic: str | None = None,
     ) -> Rollout:
-        """One completion for each prompt; sequence i is a function of prompt i, seed i and the role's weights alone."""
+        """One completion for each prompt; sequence i is a function of prompt i, seed i and the role's weights alone.
+
+        critic: the scorer whose `critic_states` the rollout should bring, from a generator that can; never given to one
+        that is not asked for them.
+        """
         ...
 
 

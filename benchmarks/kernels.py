@@ -141,7 +141,7 @@ def measure_decoding(work: Mapping[str, Any]) -> list[dict[str, Any]]:
         @torch.no_grad()
         def step_packed() -> None:
             decoder.step(ids[:, -1])
-            decoder.lengths -= 1
+            decoder.lengths = [cached] * rows
 
         steps["packed"] = step_packed
     for name in (attention.register(), "eager", "sdpa"):

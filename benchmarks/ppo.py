@@ -6,8 +6,9 @@ Work of an iteration: 32 prompts of 64 random words, 48 new tokens each (nothing
 model, and 4 epochs of one optimiser step in 4 micro-batches; LoRA r 16 on all linear layers (ours: of the layers above
 the split), learning rate 1e-5, temperature 1, bfloat16. Both read the same prompt ids and score with the same linear
 head on the frozen model. The contestants differ where their users would: TRL trains all weights of its critic, for
-`peft_config` reaches the policy alone, and its reward model has no adapter; ours has one in each role, and of the
-critic the head alone learns, as by default (`--critic adapter`: all of it). `--split 0` adapts every layer in each
+`peft_config` reaches the policy alone, and its reward model has no adapter; ours has one in policy and reward model,
+and the critic is a head on the reward model's states, as by default (`--critic adapter`: one of its own, all of which
+learns). `--split 0` adapts every layer in each
 role; with `--policy-everywhere` the policy adapts every layer, as TRL's does, while critic and reward model keep above
 the split (`model.adapter = "lora_all"`).
 
@@ -15,9 +16,10 @@ Each contestant runs in a process of its own, one after the other, with the same
 warm-up, in which the work is counted (benchmarks/counting.py says how); the `--iterations` after it are timed. Shown:
 the median, with the lowest and highest. Memory is the child's peak resident set, loading included, or of its CUDA
 memory. Phases: sample; experience (log-probabilities of policy and reference, values, and the trunk where there is
-one); score (reward model); optimise (everything after it). Shares are of this machine's roofs, measured first: the
-matrix-product peak in this dtype, and the copy bandwidth. Sampling's are those of the least work that it takes, the
-other phases' those of the products that really ran, the wasted ones too. Prints a table and one line of JSON.
+one); score (reward model; by default a head on the critic's states); optimise (everything after it). Shares are of this
+machine's roofs, measured first: the matrix-product peak in this dtype, and the copy bandwidth. Sampling's are those of
+the least work that it takes, the other phases' those of the products that really ran, the wasted ones too. Prints a
+table and one line of JSON.
 """
 
 from __future__ import annotations

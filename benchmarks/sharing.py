@@ -1,9 +1,9 @@
 """A PPO update shared by processes: seconds by phase and peak memory, beside one process with as many threads.
 
-Implements `python -m benchmarks.sharing --model DIR`: the same updates (prompts of an exact length, new tokens as the
-policy samples them) by one process of one thread, one of n threads, and n of one thread, each in turn. With `--full`
-all weights of the policy learn, and the last is run twice: each process holds the whole copy, or its part of it. The
-first update warms up and does not count. Leaves out several machines, and what writing a checkpoint takes.
+Implements `python -m benchmarks.sharing --model DIR --plot FILE.html`: the same updates (prompts of an exact length,
+new tokens as the policy samples them) by one process of one thread, one of n threads, and n of one thread, each in
+turn. With `--full` all weights of the policy learn, and the last is run twice: each process holds the whole copy, or
+its part of it. The first update warms up and does not count. Leaves out several machines, and what a checkpoint takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from accord import distributed
 from accord.types import Forgetful, Silence
 from benchmarks.machine import choose_device, describe_device
+from benchmarks.plots import write_panels
 from benchmarks.processes import MARK, ROOT, BenchmarkError, build_parser, read_peak_memory, run_command
 from benchmarks.tables import format_table, gather_rows, summarize, write_json
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--split", type=int, default=-1)
     parser.add_argument("--full", action="store_true", help="train all weights, whole in each process and in parts")
+    parser.add_argument("--plot", type=Path, help="draw seconds and memory against processes into this HTML file")
     run_command(compare, measure, parser, arguments)
 
 
@@ -52,6 +54,8 @@ def compare(arguments: argparse.Namespace) -> None:
     rows = gather_rows(arguments.json, rows)
     print(format_sharing(rows))
     machine = {"name": describe_device(choose_device()), "cores": os.cpu_count()}
+    if arguments.plot:
+        draw(arguments.plot, rows)
     head = {"benchmark": "sharing", "date": date.today().isoformat(), "machine": machine, "work": work}
     write_json(arguments.json, head | {"rows": rows})
 
@@ -60,10 +64,24 @@ def format_sharing(rows: list[dict[str, Any]]) -> str:
     """A row an arrangement: seconds an update, of each phase, the largest process's peak memory."""
     lines = []
     for row in rows:
-        seconds = summarize([sum(update.values()) for update in row["phases"]])
         phases = [summarize([update[name] for update in row["phases"]])["median"] for name in PHASES]
-        lines.append([row["name"], seconds["median"], *phases, row["peak_rss_bytes"] / 1e9])
+        lines.append([row["name"], _sum_phases(row), *phases, row["peak_rss_bytes"] / 1e9])
     return format_table(["processes x threads", "seconds", *PHASES, "GB a process"], lines)
+
+
+def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Seconds an update and memory against processes of one thread; the line of perfect sharing beside them."""
+    points = sorted((row["processes"], _sum_phases(row), row["peak_rss_bytes"] / 1e9)
+                    for row in rows if row["threads"] == 1 and not row.get("shard"))  # fmt: skip
+    processes, seconds, gigabytes = (list(column) for column in zip(*points, strict=True))
+    ideal = [seconds[0] * processes[0] / count for count in processes]
+    curves = [("seconds an update", processes, seconds), ("seconds, shared perfectly", processes, ideal)]
+    write_panels(path, [("processes", [*curves, ("peak GB a process", processes, gigabytes)])], "seconds, GB")
+
+
+def _sum_phases(row: Mapping[str, Any]) -> float:
+    """Median seconds of an update."""
+    return summarize([sum(update.values()) for update in row["phases"]])["median"]
 
 
 def run_crew(work: Mapping[str, Any], *, processes: int, threads: int) -> dict[str, Any]:
@@ -118,6 +136,7 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
     from accord.rollout.sharded import SharedSampler
     from accord.training import train_ppo
     from benchmarks.prompts import build_prompts
+    from benchmarks.training import draw_head
 
     phases = _Phases()
     with distributed.joined(600.0):
@@ -126,8 +145,8 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
         base.shard = work["shard"]
         base.add_policy("policy", lora=None if work["full"] else lora, seed=0)
         base.add_scorer("proxy", lora=lora, seed=1)
-        base.add_scorer("critic", lora=lora, seed=2)
-        base.head("proxy").weight.data.normal_(std=0.05)
+        base.load_state("proxy", base.state("proxy") | {"head.weight": draw_head(base.hidden_size)})
+        base.add_head("critic", on="proxy")
         prompts = build_prompts(base.tokens, work["prompts"], work["prompt_tokens"], seed=0)
         sampler = SharedSampler(
             Sampler(base, work["prompts"], keep_trunk=True), pad_id=base.tokens.pad_id, device=base.device

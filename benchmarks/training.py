@@ -102,15 +102,19 @@ def build_base(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = 
 
     Where `work` asks for `policy_everywhere`, the policy's is on those below it too.
 
-    Each scorer's head is `draw_head`'s, so that scores differ from text to text without a fit.
+    Each scorer's head is `draw_head`'s, so that scores differ from text to text without a fit. A critic whose head
+    alone learns stands on the first scorer, as `training.ppo.add_critic` has it.
     """
     torch.set_num_threads(int(work["threads"]))
     base = load_base(work["model"], dtype=work["dtype"], split=split)
     base.add_policy("policy", lora=LORA, seed=0, every_layer=bool(work.get("policy_everywhere")))
-    base.add_scorer("critic", lora=LORA, seed=1)
     for number, role in enumerate(scorers):
         base.add_scorer(role, lora=LORA, seed=2 + number)
         base.load_state(role, base.state(role) | {"head.weight": draw_head(base.hidden_size).to(base.device)})
+    if scorers and work.get("critic") == "head":
+        base.add_head("critic", on=scorers[0])
+    else:
+        base.add_scorer("critic", lora=LORA, seed=1)
     return base
 
 

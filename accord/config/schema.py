@@ -258,6 +258,9 @@ class PpoSection(Section):
     old_logprobs: Literal["trainer", "sampler"] = Field(
         "sampler", description="Of the ratio: computed anew by a pass of training's kernels, or as they were sampled."
     )
+    values: Literal["pass", "sampler"] = Field(
+        "pass", description="Of the critic: by a pass over the rollout, or by rows that run along while it is sampled."
+    )
     learning_rate: float = Field(1e-4, ge=0, description="Of the policy. AdamW, linear to a tenth.")
     critic: Literal["adapter", "head"] = Field(
         "head",

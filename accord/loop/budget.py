@@ -18,6 +18,7 @@ from accord.models import Base, LoraSettings
 from accord.models.ensemble import Ensemble, add_ensemble
 from accord.models.recompute import recompute_layers
 from accord.training.memory import Workload, fit_rows, weigh_ppo, weigh_reward_model, weigh_sampling, weigh_sft
+from accord.training.ppo import add_critic
 from accord.training.sequences import encode_tree
 from accord.training.sft import MICRO_BATCH_SIZE
 from accord.types import Completion, Preference, Prompt
@@ -54,13 +55,13 @@ def check_budget(base: Base, config: Config, lora: LoraSettings) -> None:
         fit_rows(pair, budget, 1)
         full, everywhere = config.model.adapter == "full", config.model.adapter == "lora_all"
         base.add_policy("policy", lora=None if full else lora, seed=0, every_layer=everywhere)
-        base.add_scorer("critic", lora=lora, seed=0)
+        add_critic(base, "critic", config.ppo, lora=lora, seed=0, proxy="proxy")
         if config.compute.checkpoint_gradients:
             recompute_layers(base)
-        fit_rows(weigh_sampling(base, "policy", **size), budget, 1)
+        fit_rows(weigh_sampling(base, "policy", **size, critic=_find_follower(base, config)), budget, 1)
         fit_rows(_weigh_policy(base, config, **size), budget, 1)
     finally:
-        for role in base.roles():
+        for role in reversed(base.roles()):
             base.remove(role)
 
 
@@ -72,7 +73,10 @@ def choose_sampling_batch(base: Base, config: Config) -> int:
     speakers = [role for role in base.roles() if base.describe(role).kind == "policy"]
     whole = [role for role in speakers if base.describe(role).lora is None]  # these decode with a cache that grows
     role = next(iter([*whole, *speakers]), None)
-    load = weigh_sampling(base, role, prompt_tokens=config.prompts.max_tokens, new_tokens=sample.max_new_tokens)
+    load = weigh_sampling(
+        base, role, prompt_tokens=config.prompts.max_tokens, new_tokens=sample.max_new_tokens,
+        critic=_find_follower(base, config),
+    )  # fmt: skip
     return fit_rows(load, budget, sample.batch_size).rows
 
 
@@ -118,6 +122,11 @@ def choose_sft_batch(base: Base, role: str, examples: Sequence[tuple[Prompt, Com
 def set_batch(config: Config, size: int) -> Config:
     """The settings with `ppo.micro_batch_size` in place of the one they have."""
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"micro_batch_size": size})})
+
+
+def _find_follower(base: Base, config: Config) -> str | None:
+    """The critic, where its rows run along with those that PPO samples."""
+    return "critic" if config.ppo.values == "sampler" and "critic" in base.roles() else None
 
 
 def _weigh_policy(base: Base, config: Config, *, prompt_tokens: int, new_tokens: int, prompts: int = 1) -> Workload:

@@ -238,7 +238,7 @@ def _count_policy(work: Work, config: Config, machine: Machine) -> None:
 
 
 def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
-    """A rollout: sampled with its trunk, reference and critic on top, its score; policy, and maybe critic, trained.
+    """A rollout: sampled with its trunk, reference, critic, score on top; policy, and maybe critic, trained.
 
     A trunk that sampling did not keep (a policy on every layer) is a pass of its own, as are old logprobs made anew.
     """
@@ -252,7 +252,8 @@ def _count_ppo(work: Work, config: Config, machine: Machine) -> None:
     work.add_reading(2 * sequences * row, above, sequences * new)
     if ppo.old_logprobs == "trainer":
         work.add_reading(sequences * row, own, sequences * new)
-    work.add_reading(sequences * row, machine.layers)
+    if ppo.critic == "adapter" or config.reward_model.members > 1:
+        work.add_reading(sequences * row, above)  # scores; a critic's head alone reads the same states
     work.add_reading(sequences * row, above)  # the held-out judge, for the curve alone
     if ppo.critic == "adapter":
         work.add_training(ppo.epochs * sequences * row, above)

@@ -196,7 +196,7 @@ VERSIONS = {
     "heldout_reward_model": 2,
     "people": 1,
     "heldout_people": 1,
-    "policy": 3,
+    "policy": 4,
     "evaluation": 1,
     "gate": 2,
     "anchor": 1,

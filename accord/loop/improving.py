@@ -19,6 +19,7 @@ from accord.loop.watching import build_watch, record_watch
 from accord.rewards import EnsembleReward, as_source, find_text_reward
 from accord.rewards.personal import PersonalReward
 from accord.training import TRAINERS, TrainingJob, train_sft
+from accord.training.ppo import add_critic
 from accord.types import Prompt
 from accord.workspace import Draft, FolderCheckpoint
 
@@ -63,7 +64,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     start = context.load_standing("policy", context.parent(stage, "start")) if "start" in stage.parents else None
     if start is None:
         context.add_policy("policy", stage.seed)
-    base.add_scorer("critic", lora=context.lora, seed=stage.seed, init_from="proxy")
+    add_critic(base, "critic", cfg.ppo, lora=context.lora, seed=stage.seed, proxy="proxy")
     reference = load_anchor(context, stage)
     micro_batch_size = context.tell_micro_batch(choose_policy_batch(base, prompts, cfg))
     job = TrainingJob(
@@ -86,7 +87,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     )
     result = TRAINERS[cfg.policy.method](job)
     base.save_role("policy", adapter_folder(draft.folder))
-    for role in list(base.roles()):
+    for role in reversed(base.roles()):
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
     record_watch(context, draft, result)

@@ -122,29 +122,35 @@ class Base(Roles):
         trunk: Float[Tensor, "B T H"] | None = None,
         *,
         entropy: EntropyUse = "learns",
+        states: Float[Tensor, "B last H"] | None = None,
     ) -> TokenLogprobs:
         """log p of each of the last `last` tokens and the entropy at its position, (B, last) in nats; 0 where masked.
 
         `entropy` as in `compute_head_logprobs`. The head reads real tokens only, a few at a time, so that no
-        (B, last, V) is ever held (except for a full copy, whose head learns too, and for models that change their
-        logits: these go through `compute_logits`).
+        (B, last, V) is ever held (except where the role does not `speak_plainly`: then all goes through
+        `compute_logits`). states: what `compute_states` gave for this role, where the caller has it; no pass runs then.
 
         Raises:
             ModelError: as `compute_logits`.
         """
         self._check_last(input_ids, last)
         ids, mask = input_ids[:, -last:], attention_mask[:, -last:]
-        if not self.head_is_plain or (role is not None and self._role(role).lora is None):
+        if not self.speaks_plainly(role):
             logits = self.compute_logits(role, input_ids, attention_mask, last, trunk)
             found = compute_logprobs(logits, ids, temperature)
             return TokenLogprobs(*(values.masked_fill(~mask, 0.0) for values in found))
-        hidden = self.compute_hidden(
-            role, self.build_inputs(input_ids, attention_mask), trunk, wanted=_shift_back(mask, input_ids.shape[1])
-        )
+        if states is None:
+            states = self.compute_states(role, input_ids, attention_mask, last, trunk)
         head = self.model.get_output_embeddings()
-        rows = hidden[:, -last - 1 : -1][mask]
-        found = compute_head_logprobs(rows, head.weight, ids[mask], temperature, entropy=entropy)
+        found = compute_head_logprobs(states[mask], head.weight, ids[mask], temperature, entropy=entropy)
         return TokenLogprobs(*(values.new_zeros(mask.shape).masked_scatter(mask, values) for values in found))
+
+    def speaks_plainly(self, role: str | None) -> bool:
+        """Whether the role's logits are its hidden states times the frozen head's matrix, no more.
+
+        A full copy has a head of its own, which learns; some models change their logits.
+        """
+        return self.head_is_plain and (role is None or self._role(role).lora is not None)
 
     def compute_values(
         self,
@@ -163,7 +169,7 @@ class Base(Roles):
 
     def compute_states(
         self,
-        role: str,
+        role: str | None,
         input_ids: Int[Tensor, "B T"],
         attention_mask: Bool[Tensor, "B T"],
         last: int,

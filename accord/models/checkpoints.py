@@ -39,9 +39,15 @@ QUANTIZED = frozenset({"absmax1", "absmax2", "qmap1", "qmap2"})
 
 
 def save_role(base: Base, role: str, folder: Path) -> None:
-    """Write `role` to `folder` (made where missing); see the head of this file for the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `role` to `folder` (made where missing); see the head of this file for the files.
+
+    Raises:
+        ModelError: it is a head on another role.
+    """
     found = base.describe(role)
+    if found.adapter not in (role, None):
+        raise ModelError(f"{role!r} is a head on {found.adapter!r}", mend=f"save {found.adapter!r}")
+    folder.mkdir(parents=True, exist_ok=True)
     card = {"base": base.fingerprint, "kind": found.kind, "split": found.site.split if found.site else 0}
     _write_json(folder / ROLE_CARD, card)
     if found.lora is None or found.site is None:

@@ -3,8 +3,10 @@
 Implements slots that are taken, moved and freed at any step, each with its own length: a row's keys and values stand at
 columns 0 to length - 1 of its slot, so nothing is padded on the left and nothing is copied when others come or go. A
 prompt is read once for all slots that are given it together, and for those given it right after. On request the hidden
-states that enter one layer, the trunk's, are kept beside keys and values. Leaves out what is drawn from the logits
-(`rollout`), and models whose layers are not packed (`packing`).
+states that enter one layer, the trunk's, are kept beside keys and values; and a second lane of rows runs along under a
+critic's adapter, whose final hidden states are kept, so that values need no pass of their own. On CUDA a step is static
+(`static_step`). The host knows all lengths, so that no step waits for the device. Leaves out what is drawn from the
+logits (`rollout`), and models whose layers are not packed (`packing`).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from accord.models.packed_layer import PackedLayer, Store, Thin, advance_layer, build_thins
+from accord.models.packed_layer import Store, Thin, advance_layer, build_thins
 from accord.models.packing import read_adapters
+from accord.models.static_step import Recorder, StaticStep, choose_recorder, send
 
 if TYPE_CHECKING:
     from accord.models.base import Base
@@ -31,59 +34,117 @@ READ_TOKENS = 4096
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt that was read: its ids, keys and values of L layers (L, 2, K, P, D), and next-token logits (V).
+    """A prompt that was read: its ids, keys and values in each plane (planes, 2, K, P, D), next-token logits (V).
 
-    trunk (P, H): what entered the layer that `keep_trunk` named, or the first.
+    trunk (P, H): what entered the layer that `keep_trunk` named, or the first. end (H): the last token's final hidden
+    state in the last lane.
     """
 
     ids: tuple[int, ...]
     states: Tensor
     logits: Tensor
     trunk: Tensor
+    end: Tensor
 
 
 class PackedDecoder:
     """Decodes under the role that is active when it is made; `slots` rows of at most `columns` tokens each.
 
-    Rows 0 to len - 1 are taken. The adapters are copied once, in the dtype of the weights.
+    lengths: tokens that each taken slot holds; these are slots 0 to `taken` - 1. cache (planes, 2, slots, K, columns,
+    D): keys and values, a plane for each layer, and one more for each that a critic's lane has to itself. The adapters
+    are copied once, in the dtype of the weights. With `record` its steps are static and recorded; without, they are as
+    large as they must be.
     """
 
-    def __init__(self, base: Base, slots: int, columns: int) -> None:
+    cache: Tensor
+    trunk: Tensor | None
+    ends: Tensor | None
+    _static: StaticStep | None
+
+    def __init__(self, base: Base, slots: int, columns: int, *, record: Recorder | None = None) -> None:
         model: Any = base.model.base_model
-        layers = base.stack
-        first = base.packed[0]
         self.base, self.model = base, model
+        self.slots, self.columns = slots, columns
         self.head: Tensor = base.model.get_output_embeddings().weight
-        adapters = [read_adapters(layer) for layer in layers]
-        self.layers: list[tuple[PackedLayer, list[Thin | None]]] = [
-            (packed, build_thins(packed, own, base.dtype))
-            for packed, own in zip(base.packed, adapters, strict=True)
-            if own is not None
-        ]
-        assert len(self.layers) == len(layers), "a role adapts all matrices of a layer or none"
-        shape = (len(layers), 2, slots, first.key_heads, columns, first.head_width)
-        self.cache = torch.zeros(shape, dtype=base.dtype, device=base.device)
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=base.device)
-        self.taken = 0
-        self.trunk: Tensor | None = None
-        self._split = -1
+        self.lengths: list[int] = []
+        self._record = record
+        self._split, self._critic, self._running = -1, "", 1
         self._last: _Prompt | None = None
+        self._allocate()
+
+    @property
+    def taken(self) -> int:
+        """Slots that hold a row."""
+        return len(self.lengths)
+
+    @property
+    def follows(self) -> bool:
+        """Whether a critic's lane runs along."""
+        return self._running > 1
+
+    @property
+    def is_static(self) -> bool:
+        """Whether its steps are recorded, so that it is worth keeping."""
+        return self._static is not None
+
+    def holds(self, slots: int, columns: int) -> bool:
+        """Whether it has room for so many rows of so many tokens."""
+        return slots <= self.slots and columns <= self.columns
+
+    def restart(self) -> bool:
+        """Begin empty, under the role that is active now, in the same memory, so that recorded steps go on to hold.
+
+        False where that role, or the critic, has adapters in other places or of another rank: then nothing has changed.
+        """
+        if self._critic and self._critic not in self.base.roles():
+            return False
+        own, fresh = _flatten(self._lanes), _flatten(_copy_lanes(self.base, self._critic))
+        if [_shape(thin) for thin in fresh] != [_shape(thin) for thin in own]:
+            return False
+        for old, new in zip(own, fresh, strict=True):
+            if old is not None and new is not None:
+                old.a.copy_(new.a)
+                old.b.copy_(new.b)
+        self.lengths, self._last = [], None
+        return True
 
     def keep_trunk(self, split: int) -> None:
         """From now on keep the hidden states that enter layer `split`, for every token that is written. Begin empty."""
-        slots, columns = self.cache.shape[2], self.cache.shape[4]
-        self._split = split
-        self.trunk = self.cache.new_zeros(slots, columns, self.head.shape[1])
+        if split != self._split:
+            self._split = split
+            self._allocate()
+
+    def follow(self, critic: str | None) -> None:
+        """From now on carry a second lane of rows, `critic`'s, and keep its final hidden states. Begin empty.
+
+        Both lanes are one up to the first layer that either adapts; above, each frozen matrix is read once for both.
+        None: the policy's lane alone.
+        """
+        self._running = 1 if critic is None else 2
+        self._last = None
+        if critic is not None and critic != self._critic:
+            self._critic = critic
+            self._allocate()
 
     def read_trunk(self, slot: int) -> Float[Tensor, "T H"]:
-        """Those of the T tokens that the slot holds, in memory of their own.
+        """What entered the trunk's layer, of the T tokens that the slot holds, in memory of their own.
 
         Raises:
             RuntimeError: they were not kept.
         """
         if self.trunk is None:
             raise RuntimeError("call keep_trunk before the first prompt")
-        return self.trunk[slot, : int(self.lengths[slot])].clone()
+        return self.trunk[slot, : self.lengths[slot]].clone()
+
+    def read_ends(self, slot: int, first: int) -> Float[Tensor, "N H"]:
+        """The critic's final hidden states at the slot's tokens from number `first` on, in memory of their own.
+
+        Raises:
+            RuntimeError: they were not kept.
+        """
+        if self.ends is None:
+            raise RuntimeError("call follow before the first prompt")
+        return self.ends[slot, first : self.lengths[slot]].clone()
 
     def admit(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "N V"]:
         """Put `prompts` into the next slots; returns their next-token logits."""
@@ -93,83 +154,175 @@ class PackedDecoder:
             read[self._last.ids] = self._last
         for group in _group(sorted({ids for ids in wanted if ids not in read}, key=len)):
             read |= {prompt.ids: prompt for prompt in self._read(group)}
+        planes = self._find_planes()
         for slot, ids in enumerate(wanted, start=self.taken):
-            self.lengths[slot] = len(ids)
-            self.cache[:, :, slot, :, : len(ids)] = read[ids].states
+            self.lengths.append(len(ids))
+            self.cache.select(2, slot)[planes, :, :, : len(ids)] = read[ids].states
             if self.trunk is not None:
                 self.trunk[slot, : len(ids)] = read[ids].trunk
-        self.taken += len(wanted)
+            if self.ends is not None:
+                self.ends[slot, len(ids) - 1] = read[ids].end
         self._last = read[wanted[-1]]
         return torch.stack([read[ids].logits for ids in wanted])
 
     def step(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        """Write one token behind each taken slot; returns the logits that follow."""
-        rows, places = torch.arange(self.taken, device=tokens.device), self.lengths[: self.taken]
-        seen = int(places.max()) + 1
-        columns = torch.arange(seen, device=tokens.device)
-        mask = _mask_out(columns[None, :] > places[:, None], self.base.dtype)[:, None, None]
-
-        def keep(layer: int) -> Store:
-            keys, values = self.cache[layer, 0, : self.taken], self.cache[layer, 1, : self.taken]
-
-            def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-                keys[rows, :, places], values[rows, :, places] = key[:, :, 0], value[:, :, 0]
-                return keys[:, :, :seen], values[:, :, :seen]
-
-            return store
-
-        hidden, trunk = self._run(tokens[:, None], places[:, None], mask, keep)
-        if self.trunk is not None:
-            self.trunk[rows, places] = trunk[:, 0]
-        places += 1
-        return functional.linear(hidden[:, 0], self.head)
+        """Write one token behind each taken slot; returns the logits that follow, which the next step may overwrite."""
+        if self._static is None:
+            places = send(self.lengths, tokens.device)
+            logits = self._compute_step(tokens, places, max(self.lengths) + 1, self._running)
+        else:
+            logits = self._static(self._compute_step, tokens, self.lengths, self._running)
+        self.lengths = [length + 1 for length in self.lengths]
+        return logits
 
     def free(self, slot: int) -> None:
         """Give up a slot; the last taken one moves into its place."""
-        self.taken -= 1
-        if slot != self.taken:
-            length = int(self.lengths[self.taken])
-            self.cache[:, :, slot, :, :length] = self.cache[:, :, self.taken, :, :length]
-            if self.trunk is not None:
-                self.trunk[slot, :length] = self.trunk[self.taken, :length]
-            self.lengths[slot] = length
+        length = self.lengths.pop()
+        if slot == self.taken:
+            return
+        self.cache[:, :, slot, :, :length] = self.cache[:, :, self.taken, :, :length]
+        for kept in (self.trunk, self.ends):
+            if kept is not None:
+                kept[slot, :length] = kept[self.taken, :length]
+        self.lengths[slot] = length
+
+    def _allocate(self) -> None:
+        """All buffers anew, the old ones freed before; and nothing recorded, which would write into those of then."""
+        base, first = self.base, self.base.packed[0]
+        self.cache, self.trunk, self.ends, self._static = self.head.new_empty(0), None, None, None
+        self._lanes = _copy_lanes(base, self._critic)
+        layers = zip(*self._lanes, strict=True)
+        adapted = [any(thin is not None for own in layer for thin in own) for layer in layers]
+        self._fork = adapted.index(True) if len(self._lanes) > 1 else base.layers
+        above = len(self._lanes) * (base.layers - self._fork)
+        self.cache = torch.zeros(
+            (self._fork + above, 2, self.slots, first.key_heads, self.columns, first.head_width),
+            dtype=base.dtype,
+            device=base.device,
+        )
+        hidden = (self.slots, self.columns, base.hidden_size)
+        if self._split >= 0:
+            self.trunk = self.cache.new_zeros(hidden)
+        if self._critic:
+            self.ends = self.cache.new_zeros(hidden)
+        if self._record is not None:
+            logits = self.cache.new_zeros(self.slots, len(self.head))
+            self._static = StaticStep(self._record, logits, self.columns)
+
+    def _find_plane(self, layer: int) -> int:
+        """The first of a layer's planes; another lane's is the next."""
+        return layer + (len(self._lanes) - 1) * max(0, layer - self._fork)
+
+    def _find_planes(self) -> slice | list[int]:
+        """All planes that the running lanes write."""
+        if self._running == len(self._lanes):
+            return slice(None)
+        return [self._find_plane(layer) for layer in range(self.base.layers)]
+
+    def _compute_step(
+        self, tokens: Int[Tensor, " N"], places: Int[Tensor, " N"], seen: int, lanes: int
+    ) -> Float[Tensor, "N V"]:
+        """Write `tokens` into columns `places` of slots 0 to N - 1, all below `seen`; returns the logits that follow.
+
+        Its shapes depend on N, `seen` and `lanes` alone, and the host reads nothing of the device: it can be recorded.
+        """
+        count = len(tokens)
+        rows, columns = torch.arange(count, device=tokens.device), torch.arange(seen, device=tokens.device)
+        mask = _mask_out(columns[None, :] > places[:, None], self.base.dtype)[:, None, None]
+
+        def keep(plane: int) -> Store:
+            def store(key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+                seen_of = []
+                for lane, new in enumerate(zip(key.split(count), value.split(count), strict=True), start=plane):
+                    keys, values = self.cache[lane, 0, :count], self.cache[lane, 1, :count]
+                    keys[rows, :, places], values[rows, :, places] = new[0][:, :, 0], new[1][:, :, 0]
+                    seen_of.append((keys[:, :, :seen], values[:, :, :seen]))
+                return seen_of
+
+            return store
+
+        hidden, trunk = self._run(tokens[:, None], places[:, None], mask, keep, lanes)
+        if self.trunk is not None:
+            self.trunk[rows, places] = trunk[:, 0]
+        if self.ends is not None:
+            self.ends[rows, places] = hidden[-count:, 0]
+        return functional.linear(hidden[:count, 0], self.head)
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> list[_Prompt]:
         """One pass over different prompts, padded on the right."""
-        lengths = torch.tensor([len(ids) for ids in prompts])
-        width = int(lengths.max())
+        width = max(len(ids) for ids in prompts)
         ids = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in prompts], device=self.base.device)
         columns = torch.arange(width, device=self.base.device)
         mask = _mask_out(columns[None, :] > columns[:, None], self.base.dtype)[None, None]
         states: list[Tensor] = []
 
         def keep(_: int) -> Store:
-            def store(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-                states.append(torch.stack([key, value]))
-                return key, value
+            def store(key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+                states.extend(torch.stack([key, value]).split(len(ids), dim=1))
+                return [(key, value)]
 
             return store
 
-        hidden, trunk = self._run(ids, columns.expand(ids.shape), mask, keep)
-        logits = functional.linear(hidden[torch.arange(len(prompts)), lengths - 1], self.head)
-        layers = torch.stack(states)
+        hidden, trunk = self._run(ids, columns.expand(ids.shape), mask, keep, self._running)
+        last = list(range(len(prompts))), [len(p) - 1 for p in prompts]
+        logits, ends = functional.linear(hidden[: len(ids)][last], self.head), hidden[-len(ids) :][last]
+        planes = torch.stack(states)
         return [
-            _Prompt(p, layers[:, :, row, :, : len(p)], logits[row], trunk[row, : len(p)])
+            _Prompt(p, planes[:, :, row, :, : len(p)], logits[row], trunk[row, : len(p)], ends[row])
             for row, p in enumerate(prompts)
         ]
 
     def _run(
-        self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"], mask: Tensor, keep: Callable[[int], Store]
-    ) -> tuple[Float[Tensor, "B T H"], Float[Tensor, "B T H"]]:
-        """Hidden states after the final norm, and those that enter the layer that `keep_trunk` named, or the first."""
+        self,
+        ids: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"],
+        mask: Tensor,
+        keep: Callable[[int], Store],
+        lanes: int,
+    ) -> tuple[Float[Tensor, "L T H"], Float[Tensor, "B T H"]]:
+        """Hidden states after the final norm, lane by lane, and those that enter the layer that `keep_trunk` named."""
         x = self.model.get_input_embeddings()(ids)
         cos, sin = self.model.rotary_emb(x, positions)
         trunk = x
-        for number, (layer, thins) in enumerate(self.layers):
+        for number, layer in enumerate(self.base.packed):
             if number == self._split:
                 trunk = x
-            x = advance_layer(layer, thins, x, cos, sin, mask, keep(number))
+            if number == self._fork:
+                x, cos, sin = (part.repeat(lanes, 1, 1) for part in (x, cos, sin))
+            own = [lane[number] for lane in self._lanes[: lanes if number >= self._fork else 1]]
+            x = advance_layer(layer, own, x, cos, sin, mask, keep(self._find_plane(number)))
         return self.model.norm(x), trunk
+
+
+Lane = list[list[Thin | None]]
+"""A role's adapters, layer by layer."""
+
+
+def _copy_lanes(base: Base, critic: str) -> list[Lane]:
+    """The active role's adapters, and behind them the critic's, if any."""
+    lanes = [_copy_adapters(base)]
+    if critic:
+        with base.activate(critic):
+            lanes.append(_copy_adapters(base))
+    return lanes
+
+
+def _copy_adapters(base: Base) -> Lane:
+    """The active role's, layer by layer, in the dtype of the weights."""
+    lane = []
+    for packed, layer in zip(base.packed, base.stack, strict=True):
+        adapters = read_adapters(layer)
+        assert adapters is not None, "a role adapts all matrices of a layer or none"
+        lane.append(build_thins(packed, adapters, base.dtype))
+    return lane
+
+
+def _flatten(lanes: Sequence[Lane]) -> list[Thin | None]:
+    return [thin for lane in lanes for layer in lane for thin in layer]
+
+
+def _shape(thin: Thin | None) -> tuple[torch.Size, ...]:
+    return () if thin is None else (thin.a.shape, thin.b.shape)
 
 
 def _mask_out(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -195,8 +348,8 @@ def check_packed_decoding(base: Base) -> bool:
     try:
         with base.activate(None) as model:
             expected = model(**base.build_inputs(ids, torch.ones_like(ids, dtype=torch.bool))).logits[0, 7:].float()
-            decoder = PackedDecoder(base, 1, 12)
-            found = [decoder.admit([ids[0, :8].tolist()]), *(decoder.step(ids[:, i]) for i in range(8, 12))]
+            decoder = PackedDecoder(base, 1, 12, record=choose_recorder(base.device))
+            found = [decoder.admit([ids[0, :8].tolist()]), *(decoder.step(ids[:, i]).clone() for i in range(8, 12))]
     except (TypeError, AttributeError, RuntimeError) as error:  # an architecture whose layers are called otherwise
         logging.getLogger(__name__).info("decoding runs the model's own layers: %s", error)
         return False

@@ -25,6 +25,7 @@ from accord.errors import ModelError
 from accord.models.adapters import LoraSettings, find_adapted_layers, share_adapter
 from accord.models.base import Base
 from accord.models.branches import build_branch_inputs, find_branch_ends, mark_columns
+from accord.models.lanes import compute_hidden_of
 from accord.models.packing import reading_rows
 from accord.models.trunk import Trunk, find_layers
 from accord.types import derive_seed
@@ -111,7 +112,7 @@ class Ensemble:
         wanted = mark_columns(columns, length)
         if len(self) == 1 or self.fork <= self.base.split:
             states = trunk if trunk is not None or len(self) == 1 else self.base.run_trunk(inputs)
-            passes = (self.base.compute_hidden(role, inputs, states, wanted=wanted) for role in self.roles)
+            passes = compute_hidden_of(self.base, self.roles, inputs, states, wanted=wanted)
             return torch.stack([self.base.head(r)(h[rows, columns]) for r, h in zip(self.roles, passes, strict=True)])
         shared = Trunk(find_layers(self.base.model)[1], self.fork)
         states = shared.compute(lambda: self.base.compute_hidden(self.roles[0], inputs, trunk), grad=True)

@@ -28,8 +28,9 @@ from torch.nn import functional
 
 aten = torch.ops.aten
 
-Store = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes a layer's new keys and values (B, K, T, D) and returns those to attend to (B, K, S, D)."""
+Store = Callable[[Tensor, Tensor], Sequence[tuple[Tensor, Tensor]]]
+"""Takes a layer's new keys and values (B, K, T, D) and returns those to attend to, in as many equal groups of rows as
+it keeps apart: G of (B / G, K, S, D)."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ def project(
         return result, None
     inner = x @ thin.a.t()
     return result.addmm_(inner, thin.b.t()), inner
+
+
+def project_lanes(
+    x: Float[Tensor, "N I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, " O"] | None,
+    thins: Sequence[Thin | None],
+) -> Float[Tensor, "N O"]:
+    """`project` where x holds as many equal groups of rows as there are `thins`, each with its own: W is read once."""
+    result = functional.linear(x, weight, bias)
+    for rows, onto, thin in zip(x.chunk(len(thins)), result.chunk(len(thins)), thins, strict=True):
+        if thin is not None:
+            onto.addmm_(rows @ thin.a.t(), thin.b.t())
+    return result
 
 
 def normalize(
@@ -311,18 +326,33 @@ def run_layer(
 
 
 def advance_layer(
-    layer: PackedLayer, thins: Sequence[Thin | None], x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, store: Store
+    layer: PackedLayer,
+    lanes: Sequence[Sequence[Thin | None]],
+    x: Float[Tensor, "B T H"],
+    cos: Float[Tensor, "B T D"],
+    sin: Float[Tensor, "B T D"],
+    mask: Float[Tensor, "_ 1 T S"],
+    store: Store | None = None,
+    wanted: Int[Tensor, " M"] | None = None,
 ) -> Float[Tensor, "B T H"]:
-    """`run_layer` without gradients, for T new columns that attend to what `store` returns, S columns."""
+    """`run_layer` without gradients, for T new columns that attend to S, those that `store` returns, or to themselves.
+
+    lanes: of one adapter or several, what `build_thins` made; of L, lane l acts on the l-th of L equal groups of the B
+    rows, so that several roles read their rows in one pass. wanted: as many rows in each group.
+    """
     rows = x.reshape(-1, x.shape[-1])
+    qkv_thins, o_thins, gate_up_thins, down_thins = zip(*lanes, strict=True)
     first, _ = normalize(rows, layer.input_norm, layer.epsilon)
-    qkv, _ = project(first, layer.qkv, layer.qkv_bias, thins[0])
+    qkv = project_lanes(first, layer.qkv, layer.qkv_bias, qkv_thins)
     heads = split_heads(layer, qkv.view(*x.shape[:2], -1), cos, sin)
-    attended, _ = attend(layer, Heads(heads.query, *store(heads.key, heads.value)), mask)
-    middle, _ = project(attended, layer.o, layer.o_bias, thins[1])
-    middle.add_(rows)
+    groups = [(heads.key, heads.value)] if store is None else store(heads.key, heads.value)
+    queries = heads.query.chunk(len(groups))
+    found = [attend(layer, Heads(q, *group), mask)[0] for q, group in zip(queries, groups, strict=True)]
+    attended = found[0] if len(found) == 1 else torch.cat(found)
+    middle = project_lanes(_gather(attended, wanted), layer.o, layer.o_bias, o_thins)
+    middle.add_(_gather(rows, wanted))
     second, _ = normalize(middle, layer.output_norm, layer.epsilon)
-    gate_up, _ = project(second, layer.gate_up, None, thins[2])
+    gate_up = project_lanes(second, layer.gate_up, None, gate_up_thins)
     gate, up = gate_up.chunk(2, dim=1)
-    output, _ = project(functional.silu(gate).mul_(up), layer.down, None, thins[3])
-    return output.add_(middle).view(x.shape)
+    output = project_lanes(functional.silu(gate).mul_(up), layer.down, None, down_thins).add_(middle)
+    return _scatter(output, wanted, len(rows)).view(x.shape)

@@ -3,8 +3,8 @@
 Implements finding such layers by their parts, laying the weights of Q, K, V and of gate, up side by side in memory (the
 model's own parameters become views of them: nothing is held twice), and putting `packed_layer.run_layer` in the place
 of a layer's forward. Whether the model still computes what it did is checked on the model itself; where it does not,
-or on a device other than a CPU, the layers stay as transformers wrote them. Leaves out models with other layers,
-which this does not concern.
+the layers stay as transformers wrote them. On CUDA the weights are laid out for decoding alone, and the layers' own
+forward stays. Leaves out models with other layers, which this does not concern.
 """
 
 from __future__ import annotations
@@ -31,19 +31,24 @@ MATRICES = (
 )
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
+PASSING, DECODING = ("cpu",), ("cpu", "cuda")
+"""Devices on which layers run packed in passes, and on which packed weights are laid out for decoding."""
+
 
 class PackedForward:
     """Stands in the place of `layer.forward`: one step of autograd on packed weights, under the active adapter.
 
     layer: the module, whose linear layers peft may wrap at any time. packed: its weights. original: its own forward,
-    which runs where an adapter is not plain. wanted: rows of the output that are read (`reading_rows`). Hooks on the
-    parts of the layer are not called.
+    which runs where an adapter is not plain. wanted: rows of the output that are read (`reading_rows`). lanes: the
+    adapters of as many equal groups of rows, in the active one's place (models/lanes.py). Hooks on the parts of the
+    layer are not called.
     """
 
     def __init__(self, layer: nn.Module, packed: PackedLayer) -> None:
         self.layer = layer
         self.packed = packed
         self.wanted: Tensor | None = None
+        self.lanes: Sequence[Adapters] = ()
         self.original: Callable[..., Any] = layer.forward
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -59,11 +64,14 @@ class PackedForward:
         if cache is not None:
             seen += cache.get_seq_length(place)
         mask = _add_up(kwargs.get("attention_mask"), length, seen, hidden_states)
+        if self.lanes:
+            lanes = [build_thins(self.packed, own, hidden_states.dtype) for own in self.lanes]
+            return advance_layer(self.packed, lanes, hidden_states, cos, sin, mask, wanted=self.wanted)
         if cache is None:
             return run_layer(self.packed, hidden_states, cos, sin, mask, adapters, self.wanted)
         thins = build_thins(self.packed, adapters, hidden_states.dtype)
         return advance_layer(
-            self.packed, thins, hidden_states, cos, sin, mask, lambda key, value: cache.update(key, value, place)
+            self.packed, [thins], hidden_states, cos, sin, mask, lambda key, value: [cache.update(key, value, place)]
         )
 
 
@@ -96,10 +104,14 @@ def read_adapters(layer: nn.Module) -> Adapters | None:
 def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[PackedLayer, ...]:
     """Pack `layers` and run them so if the model allows it; the packed layers, or none where they stay as they are.
 
+    On a device of `DECODING` alone their forward stays; whether decoding holds is checked when it is first wanted.
     `forward` runs the whole model on one batch and returns the logits of real tokens; it is run before and after.
     """
-    if not all(is_llama_shaped(layer) for layer in layers) or next(layers.parameters()).device.type != "cpu":
+    device = next(layers.parameters()).device.type
+    if device not in DECODING or not all(is_llama_shaped(layer) for layer in layers):
         return ()
+    if device not in PASSING:
+        return tuple(_pack(layer) for layer in layers)
     with torch.no_grad():
         before = forward()
         packed = tuple(_pack(layer) for layer in layers)
@@ -114,15 +126,21 @@ def pack_model(layers: nn.ModuleList, forward: Callable[[], Tensor]) -> tuple[Pa
     return ()
 
 
+def find_packed(layer: nn.Module) -> PackedForward | None:
+    """What stands in the place of `layer.forward`, alone or behind what recomputes it; None where it is not packed."""
+    forward = layer.__dict__.get("forward")
+    packed = forward if isinstance(forward, PackedForward) else getattr(forward, "original", None)
+    return packed if isinstance(packed, PackedForward) else None
+
+
 @contextmanager
 def reading_rows(layer: nn.Module, wanted: Bool[Tensor, "B T"] | None) -> Iterator[None]:
     """While open, only the rows `wanted` of the output of `layer`, the last one, are read; others may be 0.
 
     A layer that is not packed computes all rows as ever.
     """
-    forward = layer.__dict__.get("forward")
-    packed = getattr(forward, "original", None) if not isinstance(forward, PackedForward) else forward
-    if wanted is None or not isinstance(packed, PackedForward):
+    packed = find_packed(layer)
+    if wanted is None or packed is None:
         yield
         return
     packed.wanted = wanted.flatten().nonzero()[:, 0]

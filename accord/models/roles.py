@@ -6,11 +6,12 @@ Implements adding, choosing, saving and removing roles, and their weights. Leave
 
 from __future__ import annotations
 
+import copy
 import gc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -45,6 +46,7 @@ ROLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class Role:
     """What `Base` keeps of one role. `lora` None: `model` is a full copy; `head` None: it speaks rather than scores.
 
+    adapter: the role whose adapter acts: itself, or for a head alone the scorer it stands on; None for a full copy.
     site: where its adapters sit; None for a full copy. on_trunk: nothing below the split is its own, so that its passes
     may start from the trunk; a pass of any other role runs every layer, whatever trunk it is given. sharded: a full
     copy whose weights are parted over the processes; `model` is then the one for passes with gradients.
@@ -54,6 +56,7 @@ class Role:
     lora: LoraSettings | None
     model: PreTrainedModel
     head: ScalarHead | None
+    adapter: str | None
     site: AdapterSite | None
     on_trunk: bool
     sharded: ShardedCopy | None = None
@@ -93,13 +96,13 @@ class Roles:
         self._check_new(role)
         if lora is None and self.shard and distributed.count() > 1:
             parts = ShardedCopy(self.model)
-            self._roles[role] = Role("policy", None, parts.model, None, None, on_trunk=False, sharded=parts)
+            self._roles[role] = Role("policy", None, parts.model, None, None, None, on_trunk=False, sharded=parts)
         elif lora is None:
-            self._roles[role] = Role("policy", None, copy_model(self.model), None, None, on_trunk=False)
+            self._roles[role] = Role("policy", None, copy_model(self.model), None, None, None, on_trunk=False)
         else:
             site = self.whole_site if every_layer else self.site
             add_adapter(self.model, role, site, lora, seed)
-            self._roles[role] = Role("policy", lora, self.model, None, site, on_trunk=site == self.site)
+            self._roles[role] = Role("policy", lora, self.model, None, role, site, on_trunk=site == self.site)
         self._refresh()
 
     def add_scorer(self, role: str, *, lora: LoraSettings, seed: int, init_from: str | None = None) -> None:
@@ -117,21 +120,39 @@ class Roles:
             )
         add_adapter(self.model, role, self.site, lora, seed)
         head = ScalarHead(self.hidden_size, self.device)
-        self._roles[role] = Role("scorer", lora, self.model, head, self.site, on_trunk=True)
+        self._roles[role] = Role("scorer", lora, self.model, head, role, self.site, on_trunk=True)
         if init_from is not None:
             self.load_state(role, self.state(init_from))
+        self._refresh()
+
+    def add_head(self, role: str, *, on: str) -> None:
+        """Add a scorer that is a head alone, a copy of that of scorer `on`, and reads the hidden states of `on`.
+
+        Its only weights are the head's; a pass of either serves both. The adapter goes on being that of `on`.
+
+        Raises:
+            ModelError: the role exists already, has an unfit name, or `on` is no scorer with an adapter of its own.
+        """
+        self._check_new(role)
+        found = self._scorer(on)
+        if found.adapter != on:
+            raise ModelError(f"{on!r} has no adapter of its own", mend=f"stand on {found.adapter!r}")
+        self._roles[role] = replace(found, head=copy.deepcopy(found.head))
         self._refresh()
 
     def remove(self, role: str) -> None:
         """Forget a role and free its weights.
 
         Raises:
-            ModelError: there is no such role, or it is active.
+            ModelError: there is no such role, it is active, or a head stands on it.
         """
         found = self._role(role)
         if role == self._active:
             raise ModelError(f"role {role!r} is active", mend="leave `activate` before removing it")
-        if found.lora is not None:
+        standing = [name for name, other in self._roles.items() if other.adapter == role != name]
+        if standing:
+            raise ModelError(f"{standing[0]!r} stands on role {role!r}", mend=f"remove {standing[0]!r} first")
+        if found.adapter == role:
             remove_adapter(self.model, role)
         del self._roles[role]
         if found.sharded is not None:
@@ -190,12 +211,13 @@ class Roles:
     # Weights
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The trainable weights of a role by name: peft's names for an adapter, `head.*` for a head."""
+        """The trainable weights that are a role's own, by name: peft's names for an adapter, `head.*` for a head."""
         found = self._role(role)
+        named: dict[str, nn.Parameter] = {}
         if found.lora is None:
-            named = dict(found.model.named_parameters())
-        else:
-            named = adapter_parameters(self.model, role)
+            named |= found.model.named_parameters()
+        elif found.adapter == role:
+            named |= adapter_parameters(self.model, role)
         if found.head is not None:
             named |= {f"head.{name}": parameter for name, parameter in found.head.named_parameters()}
         return named
@@ -275,6 +297,5 @@ class Roles:
         self._choose(self._active)
 
     def _choose(self, role: str | None) -> None:
-        adapter = role if role is not None and self._roles[role].lora is not None else None
-        choose_adapter(self._adapted, adapter)
+        choose_adapter(self._adapted, None if role is None else self._roles[role].adapter)
         self._active = role

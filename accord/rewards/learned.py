@@ -22,7 +22,7 @@ from accord.models import Base
 from accord.models.ensemble import Ensemble, load_ensemble
 from accord.rewards.combine import COMBINATIONS, WEIGHT_AVERAGE, compute_disagreement
 from accord.rewards.sources import Scored
-from accord.types import Completion, Prompt, Rollout
+from accord.types import Completion, Prompt, ReadRollout, Rollout
 
 AVERAGE = "average"
 """What names the weight average of an ensemble: a suffix of its role, and a folder beside the members'."""
@@ -85,9 +85,13 @@ class LearnedReward:
     def __call__(self, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Float[Tensor, " B"]:
         """(B,) scores of the token ids that were sampled; they are never decoded and encoded again.
 
-        `trunk`: the states of `base.compute_trunk` on this very rollout's `input_ids`, where the caller has them.
+        `trunk`: the states of `base.compute_trunk` on this very rollout's `input_ids`, where the caller has them. Where
+        the rollout brings the states at its ends under this adapter, no pass is run at all.
         """
-        return score_rollout(self.base, self._score_batch, rollout, trunk, self.batch_size)
+        found = _read_ends(self.base, self.role, rollout)
+        if found is None:
+            found = score_rollout(self.base, self._score_batch, rollout, trunk, self.batch_size)
+        return found
 
     def score_texts(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Float[Tensor, " B"]:
         """(B,) scores of pairs that were not sampled here: the same token under the same template.
@@ -223,6 +227,15 @@ def score_texts(
         for p, c in zip(prompts, completions, strict=True)
     ]
     return _score_rows(base, passes, rows, None, batch_size)
+
+
+@torch.no_grad()
+def _read_ends(base: Scorer, role: str, rollout: Rollout) -> Float[Tensor, " B"] | None:
+    """Scores from the states that the rollout brings; None where it brings none under the adapter of `role`."""
+    if not isinstance(rollout, ReadRollout) or not isinstance(base, Base):
+        return None
+    states = rollout.end_states.get(base.describe(role).adapter or role)
+    return None if states is None else base.head(role)(states)
 
 
 @torch.no_grad()

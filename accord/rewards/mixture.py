@@ -30,6 +30,8 @@ class Mixture:
     Raises: ConfigError where there is no source, where names do not fit, or for bounds beside "worst".
     """
 
+    takes_trunk = True
+
     def __init__(
         self,
         sources: Mapping[str, RewardSource],
@@ -56,11 +58,11 @@ class Mixture:
         self.rate = rate
         self.multipliers = dict.fromkeys(bounds, start)
 
-    def score(self, rollout: Rollout) -> Scored:
-        """The mixed scores and their parts; the parts are moved to the first source's device."""
+    def score(self, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Scored:
+        """The mixed scores and their parts, moved to the first source's device; `trunk` is for those that take it."""
         parts: dict[str, Tensor] = {}
         for name, source in self.sources.items():
-            scored = score_in_parts(source, rollout)
+            scored = score_in_parts(source, rollout, trunk)
             parts[name] = scored.total.float()
             parts |= {f"{name}.{part}": value.float() for part, value in scored.parts.items()}
         device = next(iter(parts.values())).device
@@ -71,9 +73,9 @@ class Mixture:
         held = [self.multipliers[name] * (parts[name] - bound) for name, bound in self.bounds.items()]
         return Scored(torch.stack([*weighted, *held]).sum(dim=0), parts)
 
-    def __call__(self, rollout: Rollout) -> Float[Tensor, " B"]:
+    def __call__(self, rollout: Rollout, trunk: Float[Tensor, "B T H"] | None = None) -> Float[Tensor, " B"]:
         """The mixed scores alone."""
-        return self.score(rollout).total
+        return self.score(rollout, trunk).total
 
     def steer(self, parts: Mapping[str, float]) -> None:
         """Move each multiplier by how far its source's mean over the rollout is from the bound."""

@@ -2,7 +2,8 @@
 
 Implements two under one interface: `PackedEngine`, for models whose layers run packed, in which rows come and go at any
 step; and `CachedEngine`, for any other causal LM, on the model's own forward and transformers' cache, which takes new
-rows only when the last ones have left. Leaves out what is drawn from the logits (`streams`).
+rows only when the last ones have left. An engine whose steps are recorded is kept for the next rollout (`Reopener`).
+Leaves out what is drawn from the logits (`streams`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from accord.models import Base
 from accord.models.decoding import PackedDecoder
+from accord.models.static_step import choose_recorder, send
+
+KEPT_SHARE = 0.1
+"""An engine's cache is kept from one rollout to the next where it takes no more than this share of a GPU's memory."""
 
 COMPACT_BELOW = 0.75
 """The cache is compacted when less than this share of its rows is still wanted: copying it is not free."""
@@ -33,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def step(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
-        """One more token for each row; returns the logits that follow."""
+        """One more token for each row; returns the logits that follow, which the next step may overwrite."""
         ...
 
     def keep(self, rows: Sequence[int]) -> list[int]:
@@ -48,8 +53,39 @@ OpenEngine = Callable[[Base, PreTrainedModel, int, int], Engine]
 def open_engine(base: Base, model: PreTrainedModel, slots: int, columns: int) -> Engine:
     """The fastest engine that is proven for `model`, a role of `base`; no row becomes longer than `columns`."""
     if model is base.model and base.decodes_packed:
-        return PackedEngine(PackedDecoder(base, slots, columns))
+        return PackedEngine(PackedDecoder(base, slots, columns, record=choose_recorder(base.device)))
     return CachedEngine(base, model)
+
+
+class Reopener:
+    """Opens engines by `inner`, but goes on with the last one where its steps are recorded and it has room.
+
+    Recording takes as long as dozens of steps, and what is recorded holds for one place in memory. So the memory stays
+    taken, where it is no more than KEPT_SHARE of the device's.
+    """
+
+    def __init__(self, inner: OpenEngine = open_engine) -> None:
+        self.inner = inner
+        self.last: PackedDecoder | None = None
+
+    def __call__(self, base: Base, model: PreTrainedModel, slots: int, columns: int) -> Engine:
+        """As `open_engine`, under the role that is active now."""
+        last, self.last = self.last, None
+        fits = last is not None and last.base is base and last.model is model.base_model and last.holds(slots, columns)
+        if last is not None and fits and last.restart():
+            self.last = last
+            return PackedEngine(last)
+        del last  # its memory is free before the next is taken
+        engine = self.inner(base, model, slots, columns)
+        if isinstance(engine, PackedEngine) and engine.decoder.is_static and _is_small(engine.decoder.cache):
+            self.last = engine.decoder
+        return engine
+
+
+def _is_small(cache: Tensor) -> bool:
+    if cache.device.type != "cuda":
+        return True
+    return cache.nbytes <= KEPT_SHARE * torch.cuda.get_device_properties(cache.device).total_memory
 
 
 class PackedEngine:
@@ -115,7 +151,7 @@ class CachedEngine:
         """As in `Engine`."""
         self.held = [self.held[row] for row in rows]
         if self.held and len(self.held) <= COMPACT_BELOW * len(self.mask):
-            index = torch.tensor(self.held, device=self.base.device)
+            index = send(self.held, self.base.device)
             self.cache.batch_select_indices(index)
             self.mask, self.held = self.mask[index], list(range(len(index)))
         return list(rows)

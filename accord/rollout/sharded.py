@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class SharedSampler:
         seeds: Sequence[int],
         max_new_tokens: int,
         temperature: float,
+        critic: str | None = None,
     ) -> Rollout:
         """One completion for each prompt; see `types.Rollout` for shapes. Neighbours stay so: they may share a prompt.
 
@@ -42,15 +44,14 @@ class SharedSampler:
         Raises:
             DataError: as the inner generator.
         """
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        if critic is not None:
+            options["critic"] = critic
         count, rank = distributed.count(), distributed.rank()
         if count == 1 or len(prompts) < count:
-            return self.inner.generate(
-                role, prompts, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature
-            )
+            return self.inner.generate(role, prompts, seeds=seeds, **options)
         own = slice(rank * len(prompts) // count, (rank + 1) * len(prompts) // count)
-        rollout = self.inner.generate(
-            role, prompts[own], seeds=seeds[own], max_new_tokens=max_new_tokens, temperature=temperature
-        )
+        rollout = self.inner.generate(role, prompts[own], seeds=seeds[own], **options)
         parts = distributed.gather([_move(rollout, torch.device("cpu"))])
         return _move(join_rollouts(parts, self.pad_id), self.device)
 

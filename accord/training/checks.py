@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from accord.config.schema import PpoSection
 from accord.errors import TrainingError
-from accord.models import ChatTokenizer
+from accord.models import Base, ChatTokenizer
 from accord.types import Rollout
 
 SAMPLER_GAP_LIMIT = {torch.float32: 1.001, torch.bfloat16: 1.05, torch.float16: 1.05}
@@ -32,6 +33,21 @@ ENTROPY_COLLAPSE = 0.01
 
 DEAD_REWARD_UPDATES = 3
 """So many updates in a row with one and the same score for every completion: there is nothing to learn from."""
+
+
+def check_critic(base: Base, critic: str, cfg: PpoSection) -> None:
+    """A critic that is to learn whole needs an adapter of its own.
+
+    Raises:
+        TrainingError: it is a head on another role.
+    """
+    adapter = base.describe(critic).adapter
+    if cfg.critic == "adapter" and adapter != critic:
+        raise TrainingError(
+            f"the critic {critic!r} is a head on {adapter!r}, and ppo.critic asks for one that learns whole",
+            where="ppo",
+            mend='add it with training.ppo.add_critic, or set ppo.critic = "head"',
+        )
 
 
 def check_tokens(tokens: ChatTokenizer) -> None:

@@ -1,7 +1,7 @@
 """What PPO knows of a rollout, and how it is cut into minibatches and micro-batches.
 
-Implements the data order (prompts shuffled per pass by a derived seed), the one pass over the frozen trunk, the old,
-reference and value passes over a fresh rollout, and micro-batches trimmed to their longest sequence. Leaves out every
+Implements the data order (prompts shuffled per pass by a derived seed), the one pass over the frozen trunk, the one
+over a fresh rollout for logprobs and values, and micro-batches trimmed to their longest sequence. Leaves out every
 objective (`accord/losses`) and the loop itself (`ppo`).
 
 The old logprobs are the trainer's own recomputation, or by choice the sampler's. Recomputed, the ratio of the first
@@ -25,7 +25,8 @@ from accord import distributed
 from accord.config.schema import PpoSection, SampleSection
 from accord.functional import EntropyUse, TokenLogprobs
 from accord.models import Base
-from accord.types import Generator, Prompt, Rollout, derive_seed
+from accord.models.lanes import compute_hidden_of
+from accord.types import Generator, Prompt, ReadRollout, Rollout, derive_seed
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,21 @@ def sample_rollout(
     *,
     update: int,
     seed: int,
+    critic: str | None = None,
 ) -> Rollout:
-    """The rollout of update `update` (from 1): the next prompts of the stream, each sequence with a seed of its own."""
+    """The rollout of update `update` (from 1): the next prompts of the stream, each sequence with a seed of its own.
+
+    With `cfg.values` "sampler" it brings the states of `critic`, where the generator can.
+    """
     count = cfg.prompts_per_update
+    options: dict[str, Any] = {} if critic is None or cfg.values == "pass" else {"critic": critic}
     return generator.generate(
         policy,
         take_prompts(prompts, (update - 1) * count, count, seed),
         seeds=[derive_seed(seed, "rollout", update, i) for i in range(count)],
         max_new_tokens=sample.max_new_tokens,
         temperature=sample.temperature,
+        **options,
     )
 
 
@@ -141,16 +148,36 @@ def iterate_minibatches(sequences: int, minibatches: int, seed: int) -> Iterator
 
 
 def compute_token_logprobs(
-    base: Base, role: str | None, batch: TokenBatch, temperature: float, *, entropy: EntropyUse = "constant"
+    base: Base,
+    role: str | None,
+    batch: TokenBatch,
+    temperature: float,
+    *,
+    entropy: EntropyUse = "constant",
+    states: Float[Tensor, "b c H"] | None = None,
 ) -> TokenLogprobs:
     """(log pi(y_t | x, y_<t), entropy of pi(. | x, y_<t)), both (b, c) in nats at the sampling temperature.
 
     `role` None is the reference. Gradients flow where the caller has them on; through the entropy only where asked.
+    states: the role's hidden states before each token, where the caller has them.
     """
     return base.compute_logprobs(
         role, batch.input_ids, batch.attention_mask, batch.mask.shape[1], temperature,
-        trunk=batch.trunk, entropy=entropy,
+        trunk=batch.trunk, entropy=entropy, states=states,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def compute_states_of(base: Base, roles: Sequence[str | None], batch: TokenBatch) -> list[Float[Tensor, "b d H"]]:
+    """Each role's hidden states before each completion token and after the last column, d = c + 1, in one pass.
+
+    Column t + 1 knows token t. Those behind a row's last real token mean nothing.
+    """
+    first = batch.input_ids.shape[1] - batch.mask.shape[1] - 1
+    wanted = batch.attention_mask.clone()
+    wanted[:, :first] = False
+    inputs = base.build_inputs(batch.input_ids, batch.attention_mask)
+    return [hidden[:, first:] for hidden in compute_hidden_of(base, roles, inputs, batch.trunk, wanted=wanted)]
 
 
 def choose_entropy(cfg: PpoSection) -> EntropyUse:
@@ -221,27 +248,44 @@ def compute_experience(
     trust_sampler: bool = False,
     keep_critic_states: bool = False,
 ) -> Experience:
-    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top of it.
+    """Every no-gradient pass over a fresh rollout: the trunk once, then policy, reference and critic on top, in one.
 
     With `trust_sampler` the policy's logprobs are those it was sampled with, and the entropy is their negative, whose
-    mean over samples is the entropy's: H = E[-log pi(y)].
+    mean over samples is the entropy's: H = E[-log pi(y)]. `keep_critic_states`: where the critic's adapter does not
+    learn. Its states are kept, and those at the rows' ends go with the rollout, for a reward model of that adapter.
+    States that the rollout brings of the critic are taken as they are.
     """
     trunk = compute_trunk(base, rollout, micro_batch_size)
-    options: dict[str, Any] = {"temperature": temperature, "micro_batch_size": micro_batch_size, "trunk": trunk}
+    shape = rollout.completion_mask.shape
+    speakers: dict[str | None, EntropyUse] = {reference: "unread"}
+    if not trust_sampler:
+        speakers[policy] = "constant"
+    found = {role: TokenLogprobs(*(torch.zeros(shape, device=base.device) for _ in range(2))) for role in speakers}
+    values = torch.zeros(shape, device=base.device)
+    states = values.new_zeros((*shape, base.hidden_size), dtype=base.dtype)
+    ends = states.new_zeros(len(rollout), base.hidden_size)
+    brought = rollout.critic_states
+    together: list[str | None] = [*filter(base.speaks_plainly, speakers), *([critic] if brought is None else [])]
+    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
+        hidden = dict(zip(together, compute_states_of(base, together, batch), strict=True)) if together else {}
+        if brought is not None:
+            hidden[critic] = brought[batch.rows, : batch.mask.shape[1] + 1]
+        for role, use in speakers.items():
+            before = hidden[role][:, :-1] if role in hidden else None
+            read = compute_token_logprobs(base, role, batch, temperature, entropy=use, states=before)
+            for whole, part in zip(found[role], read, strict=True):
+                batch.put(whole, part)
+        batch.put(states, hidden[critic][:, :-1])
+        batch.put(values, base.head(critic)(hidden[critic][:, :-1]))
+        counted, tokens = batch.mask.any(dim=1), batch.mask.sum(dim=1)
+        ends[batch.rows[counted]] = hidden[critic][counted, tokens[counted]]
+    distributed.sum_tensors(*(tensor for pair in found.values() for tensor in pair), values, states, ends)
     if trust_sampler:
         logprobs = rollout.logprobs.masked_fill(~rollout.completion_mask, 0.0)
         entropy = -logprobs
     else:
-        logprobs, entropy = read_rollout(base, policy, rollout, **options)
-    ref_logprobs, _ = read_rollout(base, reference, rollout, entropy="unread", **options)
-    values = torch.zeros_like(logprobs)
-    states = values.new_zeros((*values.shape, base.hidden_size), dtype=base.dtype)
-    for batch in iterate_micro_batches(rollout, trunk, torch.arange(len(rollout)), micro_batch_size):
-        hidden = base.compute_states(
-            critic, batch.input_ids, batch.attention_mask, batch.mask.shape[1], trunk=batch.trunk
-        )
-        batch.put(states, hidden)
-        batch.put(values, base.head(critic)(hidden))
-    distributed.sum_tensors(values, states)
+        logprobs, entropy = found[policy]
+    if keep_critic_states:
+        rollout = ReadRollout.from_rollout(rollout, {base.describe(critic).adapter or critic: ends})
     kept = states if keep_critic_states else None
-    return Experience(rollout, trunk, logprobs, entropy, ref_logprobs, values, kept)
+    return Experience(rollout, trunk, logprobs, entropy, found[reference].logprobs, values, kept)

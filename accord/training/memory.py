@@ -203,9 +203,12 @@ def weigh_sft(base: Base, role: str, *, tokens: int, new_tokens: int, stored_tok
     )
 
 
-def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_tokens: int) -> Workload:
+def weigh_sampling(
+    base: Base, role: str | None, *, prompt_tokens: int, new_tokens: int, critic: str | None = None
+) -> Workload:
     """Sampling from `role`: reading the prompts, the cache at its full length, one step; beside what learns meanwhile.
 
+    critic: whose rows run along, if any.
     An engine whose cache grows is given prompts of nearly the full length, so that its cache is as long as it gets.
     """
 
@@ -214,8 +217,10 @@ def weigh_sampling(base: Base, role: str | None, *, prompt_tokens: int, new_toke
         def work() -> None:
             with base.activate(role) as model:
                 engine = open_engine(base, model, rows, prompt_tokens + new_tokens)
-                if base.split and isinstance(engine, PackedEngine):
-                    engine.decoder.keep_trunk(base.split)
+                if isinstance(engine, PackedEngine):
+                    engine.decoder.follow(critic)
+                    if base.split:
+                        engine.decoder.keep_trunk(base.split)
                 read = prompt_tokens if engine.admits_while_running else prompt_tokens + new_tokens - 1
                 tokens = draw(engine.admit([[row % base.vocabulary] * read for row in range(rows)]))
                 draw(engine.step(tokens))

@@ -27,7 +27,7 @@ from accord.functional import (
 )
 from accord.looks import Watch
 from accord.losses import POLICY_OBJECTIVES, combine_metrics, compute_log_ratio, compute_value_loss
-from accord.models import Base
+from accord.models import Base, LoraSettings
 from accord.rewards import name_parts, resume_source, score_in_parts, steer_source
 from accord.training import checks
 from accord.training.experience import (
@@ -76,9 +76,11 @@ def train_ppo(
     Micro-batches change nothing: means are over the tokens of the whole minibatch. docs/ppo.md explains each metric.
 
     Raises:
-        TrainingError: a check of `training.checks` failed, or the checkpoint was made on another reference.
+        TrainingError: a check of `training.checks` failed, the critic is not what `cfg.critic` asks for (`add_critic`
+            makes one that is), or the checkpoint was made on another reference.
     """
     checks.check_tokens(base.tokens)
+    checks.check_critic(base, critic, cfg)
     objective = POLICY_OBJECTIVES[cfg.objective]
     judge = Judge(
         base, policy, reference, generator, heldout or reward, reward, validation_prompts, sample, max_kl_nats, seed,
@@ -97,7 +99,7 @@ def train_ppo(
         update, where = state.update + 1, f"ppo, update {state.update + 1}"
 
         # y ~ pi_old(. | x); the frozen trunk once, then log pi_old, log pi_ref and V on top of it.
-        rollout = sample_rollout(generator, policy, prompts, cfg, sample, update=update, seed=seed)
+        rollout = sample_rollout(generator, policy, prompts, cfg, sample, update=update, seed=seed, critic=critic)
         checks.check_rollout(rollout, base.tokens)
         clock.lap("sample")
         old = compute_experience(
@@ -105,7 +107,7 @@ def train_ppo(
             temperature=sample.temperature, micro_batch_size=cfg.micro_batch_size,
             trust_sampler=cfg.old_logprobs == "sampler", keep_critic_states=cfg.critic == "head",
         )  # fmt: skip
-        mask = rollout.completion_mask
+        rollout, mask = old.rollout, rollout.completion_mask
         kl = compute_sequence_kl(old.logprobs, old.ref_logprobs, mask)
         gap = checks.compute_sampler_gap(rollout.logprobs, old.logprobs, mask)
         checks.check_sampler_gap(gap, base.dtype, where=where)
@@ -195,6 +197,21 @@ def train_ppo(
     best.restore(base, policy)
     best_update = best.update if best.weights else state.update
     return TrainingResult(state.history, best_update, state.record.stopped, state.record.looks, state.record.alarms)
+
+
+def add_critic(base: Base, critic: str, cfg: PpoSection, *, lora: LoraSettings, seed: int, proxy: str) -> None:
+    """Add the critic that `cfg.critic` asks for, which starts as the reward model `proxy`.
+
+    "head": a head on the states of `proxy`, so that one pass gives values and scores. "adapter": a copy of it, which
+    learns whole.
+
+    Raises:
+        ModelError: as `Base.add_head` and `Base.add_scorer`.
+    """
+    if cfg.critic == "head":
+        base.add_head(critic, on=proxy)
+    else:
+        base.add_scorer(critic, lora=lora, seed=seed, init_from=proxy)
 
 
 def run_ppo(job: TrainingJob) -> TrainingResult:

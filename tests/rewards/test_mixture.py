@@ -55,6 +55,19 @@ def test_parts_of_parts_keep_their_curve() -> None:
     assert {name: part.tolist()[0] for name, part in parts.items()} == {"proxy": 1.0, "proxy.disagreement": 0.25}
 
 
+def test_the_trunk_goes_to_the_sources_that_take_it() -> None:
+    class Learned:
+        takes_trunk = True
+
+        def __call__(self, rollout: Rollout, trunk: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.zeros(3) if trunk is None else trunk[:, 0, 0]
+
+    mixture = Mixture({"proxy": Learned(), "rule": fixed(1, 1, 1)}, {"proxy": 1.0, "rule": 2.0})
+    trunk = torch.arange(3.0)[:, None, None].expand(3, 4, 8)
+    assert score_in_parts(mixture, ROLLOUT, trunk).total.tolist() == [2.0, 3.0, 4.0]
+    assert score_in_parts(mixture, ROLLOUT).total.tolist() == [2.0, 2.0, 2.0]
+
+
 @pytest.mark.parametrize(("beta", "bound"), [(1.0, 0.6), (0.5, 0.8), (2.0, 0.5)])
 def test_multipliers_settle_at_the_constrained_optimum(beta: float, bound: float) -> None:
     """Two answers, scores (1, 0) and (0, 1), reference uniform: pi(second) = sigmoid((lambda - 1) / beta).

@@ -15,9 +15,11 @@ from accord.errors import TrainingError
 from accord.evaluation import check_looks
 from accord.looks import Alarm, Look
 from accord.models import Base, LoraSettings
+from accord.rewards import LearnedReward
 from accord.rollout import Sampler
-from accord.training import TrainingResult, train_ppo
+from accord.training import TrainingResult, experience, train_ppo
 from accord.training.experience import sample_rollout, take_prompts
+from accord.training.ppo import add_critic
 from accord.types import Prompt, RewardSource, Rollout
 from tests.training.fakes import CollectingProgress, Killed, MemoryCheckpoint, build_digit_base
 
@@ -135,6 +137,44 @@ def test_a_head_that_learns_alone_is_the_whole_critic_with_its_adapter_held_stil
             torch.testing.assert_close(value, held[name], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("split", [0, 1])
+def test_a_critic_on_the_reward_models_states_spares_the_scores_a_pass(split: int) -> None:
+    """Once as a copy of the reward model whose head alone learns, once as a head on it: as near as floats are."""
+    ends = {}
+    for kind in ("copy", "head"):
+        base = build(split)
+        base.remove("critic")
+        base.add_scorer("proxy", lora=LORA, seed=3)
+        start = {n: torch.linspace(-0.3, 0.3, v.numel()).view(v.shape) for n, v in base.state("proxy").items()}
+        base.load_state("proxy", start)
+        if kind == "head":
+            add_critic(base, "critic", SMALL, lora=LORA, seed=2, proxy="proxy")
+        else:
+            base.add_scorer("critic", lora=LORA, seed=2, init_from="proxy")
+        scored = count_passes(base, "proxy", "compute_scores")
+        rows = train(base, reward=LearnedReward(base, "proxy"), validation_prompts=()).history
+        ends[kind] = base.state("policy"), base.state("critic"), rows, len(scored)
+        assert all(torch.equal(value, start[name]) for name, value in base.state("proxy").items())
+    for name, value in ends["copy"][0].items():
+        torch.testing.assert_close(ends["head"][0][name], value, atol=2e-5, rtol=1e-4)
+    for name, value in ends["head"][1].items():
+        torch.testing.assert_close(value, ends["copy"][1][name], atol=2e-5, rtol=1e-4)
+    for one, other in zip(ends["head"][2][1:], ends["copy"][2][1:], strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=1e-4)
+    assert ends["copy"][3] == SMALL.updates
+    assert ends["head"][3] == 0, "the scores are read off the critic's pass"
+
+
+def test_a_head_on_another_role_cannot_learn_whole() -> None:
+    base = build()
+    base.remove("critic")
+    base.add_scorer("proxy", lora=LORA, seed=3)
+    add_critic(base, "critic", SMALL, lora=LORA, seed=2, proxy="proxy")
+    with pytest.raises(TrainingError, match="asks for one that learns whole"):
+        train(base, SMALL.model_copy(update={"critic": "adapter"}))
+
+
 def test_the_samplers_logprobs_spare_a_pass_and_change_nothing_in_float32() -> None:
     ends = {}
     for source in ("trainer", "sampler"):
@@ -151,6 +191,34 @@ def test_the_samplers_logprobs_spare_a_pass_and_change_nothing_in_float32() -> N
     assert all(0 < abs(d) < 0.5 for d in differences), "an estimate from samples beside the entropy itself"
 
 
+@pytest.mark.parametrize("critic", ["adapter", "head"])
+@pytest.mark.parametrize("split", [0, 1])
+def test_values_taken_while_sampling_spare_the_critics_pass_and_change_nothing(
+    split: int, critic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[Sequence[str | None]] = []
+    compute = experience.compute_states_of
+
+    def count(base: Base, roles: Sequence[str | None], batch: Any) -> list[torch.Tensor]:
+        together.append(roles)
+        return compute(base, roles, batch)
+
+    monkeypatch.setattr(experience, "compute_states_of", count)
+    ends = {}
+    for source in ("pass", "sampler"):
+        base = build(split)
+        together.clear()
+        cfg = SMALL.model_copy(update={"values": source, "critic": critic})
+        rows = train(base, cfg, validation_prompts=()).history[1:]
+        assert {"critic" in roles for roles in together} == {source == "pass"}
+        ends[source] = base.state("policy"), base.state("critic"), rows
+    for one, other in zip(ends["sampler"][:2], ends["pass"][:2], strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=2e-5, rtol=1e-4)
+    for one, other in zip(ends["sampler"][2], ends["pass"][2], strict=True):
+        assert one["explained_variance"] == pytest.approx(other["explained_variance"], abs=1e-4)
+
+
 def test_a_sampler_of_another_policy_is_caught_where_its_logprobs_are_trusted() -> None:
     base = build()
     sampler = Sampler(base, batch_size=8)
@@ -164,17 +232,17 @@ def test_a_sampler_of_another_policy_is_caught_where_its_logprobs_are_trusted() 
         train(base, cfg, generator=generator, validation_prompts=())
 
 
-def count_passes(base: Base, role: str) -> list[str]:
-    """A list that grows by one with every pass of `role` that gives log-probabilities."""
+def count_passes(base: Base, role: str, name: str = "compute_logprobs") -> list[str]:
+    """A list that grows by one with every call of the method `name` for `role`; by default log-probabilities."""
     passes: list[str] = []
-    compute = base.compute_logprobs
+    compute = getattr(base, name)
 
     def count(asked: str | None, *args: Any, **kwargs: Any) -> Any:
         if asked == role:
             passes.append(role)
         return compute(asked, *args, **kwargs)
 
-    base.compute_logprobs = count  # type: ignore[method-assign]
+    setattr(base, name, count)
     return passes
 
 
