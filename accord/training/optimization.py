@@ -9,6 +9,7 @@ counters; and any generator's state: every draw is seeded by what it is for (`ty
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ def build_adamw(parameters: Iterable[nn.Parameter], learning_rate: float, kind: 
 
 def _build_adamw_8bit(parameters: list[nn.Parameter], **settings: Any) -> torch.optim.Optimizer:
     """AdamW with moments quantised in blocks of 256 (Dettmers et al. 2022); of less than 4,096 numbers, in float32."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses 4-bit kernels, which nothing here uses
     import bitsandbytes
 
     built: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **settings)
