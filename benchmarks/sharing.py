@@ -135,12 +135,15 @@ def measure(work: Mapping[str, Any]) -> dict[str, Any]:
     from accord.rollout import Sampler
     from accord.rollout.sharded import SharedSampler
     from accord.training import train_ppo
+    from accord.training.memory import return_freed_memory
     from benchmarks.prompts import build_prompts
     from benchmarks.training import draw_head
 
     phases = _Phases()
     with distributed.joined(600.0):
         base = load_base(work["model"], dtype=work["dtype"], split=0 if work["full"] else work["split"])
+        if work["full"]:
+            return_freed_memory()  # as with a budget: what is resident is what is held
         lora = LoraSettings(16, 32)
         base.shard = work["shard"]
         base.add_policy("policy", lora=None if work["full"] else lora, seed=0)
