@@ -205,9 +205,18 @@ def test_on_a_pretended_device_no_operation_mixes_devices_or_reads_a_number(tiny
     with FakeTensorMode():
         with device:
             model = LlamaForCausalLM(config).requires_grad_(False)
-        layers = model.model.layers
+        layers, inverse = model.model.layers, torch.rand(config.head_dim // 2, device=device)
+
+        def turn(x, positions):  # the model's own would ask whether the device computes in several precisions
+            angles = (positions[..., None] * inverse).repeat(1, 1, 2)
+            return angles.cos(), angles.sin()
+
+        inner = SimpleNamespace(
+            get_input_embeddings=model.get_input_embeddings, rotary_emb=turn, norm=model.model.norm
+        )  # fmt: skip
         base = SimpleNamespace(
-            model=model, stack=layers, packed=tuple(packing._pack(layer) for layer in layers), layers=len(layers),
+            model=SimpleNamespace(base_model=inner, get_output_embeddings=model.get_output_embeddings), stack=layers,
+            packed=tuple(packing._pack(layer) for layer in layers), layers=len(layers),
             hidden_size=config.hidden_size, dtype=torch.float32, device=device,
         )  # fmt: skip
         decoder = PackedDecoder(base, 4, 40, record=lambda work: lambda: replays.append(work()))
