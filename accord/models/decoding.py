@@ -12,6 +12,7 @@ logits (`rollout`), and models whose layers are not packed (`packing`).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 READ_TOKENS = 4096
 """Padded tokens of prompts that are read in one pass."""
+
+WIDTH_STEP = 32
+"""A cache that is not static grows by so many columns: a CPU would copy a part of its columns to multiply with it."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,14 @@ class _Prompt:
 class PackedDecoder:
     """Decodes under the role that is active when it is made; `slots` rows of at most `columns` tokens each.
 
-    lengths: tokens that each taken slot holds; these are slots 0 to `taken` - 1. cache (planes, 2, slots, K, columns,
-    D): keys and values, a plane for each layer, and one more for each that a critic's lane has to itself. The adapters
-    are copied once, in the dtype of the weights. With `record` its steps are static and recorded; without, they are as
-    large as they must be.
+    lengths: tokens that each taken slot holds; these are slots 0 to `taken` - 1. cache (planes, 2, slots, K, S, D):
+    keys and values, a plane for each layer, and one more for each that a critic's lane has to itself. The adapters are
+    copied once, in the dtype of the weights. With `record` its steps are static and recorded, and S is `columns`;
+    without, there are as many rows in a step as are taken, and S grows as they do.
     """
 
     cache: Tensor
+    _memory: Tensor
     trunk: Tensor | None
     ends: Tensor | None
     _static: StaticStep | None
@@ -70,6 +75,7 @@ class PackedDecoder:
         self._record = record
         self._split, self._critic, self._running = -1, "", 1
         self._last: _Prompt | None = None
+        self.trunk, self.ends = None, None
         self._allocate()
 
     @property
@@ -112,7 +118,8 @@ class PackedDecoder:
         """From now on keep the hidden states that enter layer `split`, for every token that is written. Begin empty."""
         if split != self._split:
             self._split = split
-            self._allocate()
+            self.trunk = self.cache.new_zeros(self.slots, self.columns, self.base.hidden_size)
+            self._static = self._build_static()
 
     def follow(self, critic: str | None) -> None:
         """From now on carry a second lane of rows, `critic`'s, and keep its final hidden states. Begin empty.
@@ -154,6 +161,7 @@ class PackedDecoder:
             read[self._last.ids] = self._last
         for group in _group(sorted({ids for ids in wanted if ids not in read}, key=len)):
             read |= {prompt.ids: prompt for prompt in self._read(group)}
+        self._widen(max(len(ids) for ids in wanted))
         planes = self._find_planes()
         for slot, ids in enumerate(wanted, start=self.taken):
             self.lengths.append(len(ids))
@@ -168,8 +176,9 @@ class PackedDecoder:
     def step(self, tokens: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
         """Write one token behind each taken slot; returns the logits that follow, which the next step may overwrite."""
         if self._static is None:
+            self._widen(max(self.lengths) + 1)
             places = send(self.lengths, tokens.device)
-            logits = self._compute_step(tokens, places, max(self.lengths) + 1, self._running)
+            logits = self._compute_step(tokens, places, self.cache.shape[4], self._running)
         else:
             logits = self._static(self._compute_step, tokens, self.lengths, self._running)
         self.lengths = [length + 1 for length in self.lengths]
@@ -187,27 +196,42 @@ class PackedDecoder:
         self.lengths[slot] = length
 
     def _allocate(self) -> None:
-        """All buffers anew, the old ones freed before; and nothing recorded, which would write into those of then."""
+        """The lanes' adapters and memory anew, the old freed before, and what is kept of a critic."""
         base, first = self.base, self.base.packed[0]
-        self.cache, self.trunk, self.ends, self._static = self.head.new_empty(0), None, None, None
+        self.cache = self._memory = self.head.new_empty(0)
+        self._static = None
         self._lanes = _copy_lanes(base, self._critic)
         layers = zip(*self._lanes, strict=True)
         adapted = [any(thin is not None for own in layer for thin in own) for layer in layers]
         self._fork = adapted.index(True) if len(self._lanes) > 1 else base.layers
         above = len(self._lanes) * (base.layers - self._fork)
-        self.cache = torch.zeros(
-            (self._fork + above, 2, self.slots, first.key_heads, self.columns, first.head_width),
-            dtype=base.dtype,
-            device=base.device,
-        )
-        hidden = (self.slots, self.columns, base.hidden_size)
-        if self._split >= 0:
-            self.trunk = self.cache.new_zeros(hidden)
+        row = self.slots * first.key_heads * self.columns * first.head_width
+        self._memory = torch.zeros(self._fork + above, 2, row, dtype=base.dtype, device=base.device)
+        self.cache = self._lay_out(0 if self._record is None else self.columns)
         if self._critic:
-            self.ends = self.cache.new_zeros(hidden)
-        if self._record is not None:
-            logits = self.cache.new_zeros(self.slots, len(self.head))
-            self._static = StaticStep(self._record, logits, self.columns)
+            self.ends = self.cache.new_zeros(self.slots, self.columns, base.hidden_size)
+        self._static = self._build_static()
+
+    def _build_static(self) -> StaticStep | None:
+        """Nothing is recorded yet: what was recorded would write into the buffers of then."""
+        if self._record is None:
+            return None
+        return StaticStep(self._record, self.cache.new_zeros(self.slots, len(self.head)), self.columns)
+
+    def _lay_out(self, columns: int) -> Tensor:
+        """The cache with so many columns: each plane's rows side by side, without gaps, where its memory begins."""
+        first = self.base.packed[0]
+        shape = (len(self._memory), 2, self.slots, first.key_heads, columns, first.head_width)
+        return self._memory[..., : math.prod(shape[2:])].view(shape)
+
+    def _widen(self, columns: int) -> None:
+        """Lay the cache out anew where it has fewer columns than that."""
+        old, had = self.cache, self.cache.shape[4]
+        if columns <= had:
+            return
+        self.cache = self._lay_out(min(-(-columns // WIDTH_STEP) * WIDTH_STEP, self.columns))
+        for plane, kept in zip(self.cache, old, strict=True):
+            plane[:, : self.taken, :, :had] = kept[:, : self.taken].clone()
 
     def _find_plane(self, layer: int) -> int:
         """The first of a layer's planes; another lane's is the next."""

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from accord.models import Base
 from accord.models.decoding import PackedDecoder
-from accord.models.static_step import choose_recorder, send
+from accord.models.static_step import COLUMN_STEP, choose_recorder, send
 
 KEPT_SHARE = 0.1
 """An engine's cache is kept from one rollout to the next where it takes no more than this share of a GPU's memory."""
@@ -53,7 +53,10 @@ OpenEngine = Callable[[Base, PreTrainedModel, int, int], Engine]
 def open_engine(base: Base, model: PreTrainedModel, slots: int, columns: int) -> Engine:
     """The fastest engine that is proven for `model`, a role of `base`; no row becomes longer than `columns`."""
     if model is base.model and base.decodes_packed:
-        return PackedEngine(PackedDecoder(base, slots, columns, record=choose_recorder(base.device)))
+        record = choose_recorder(base.device)
+        if record is not None:  # room for the next rollout's longest prompt
+            columns += -columns % COLUMN_STEP
+        return PackedEngine(PackedDecoder(base, slots, columns, record=record))
     return CachedEngine(base, model)
 
 

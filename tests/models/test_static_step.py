@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from accord.models import LoraSettings, packing, static_step
+from accord.models import LoraSettings, decoding, packing, static_step
 from accord.models.decoding import PackedDecoder, check_packed_decoding
 from accord.models.static_step import GraphRecorder, choose_columns, choose_recorder, choose_rows, send
 from accord.rollout import draw_tokens
@@ -76,6 +76,17 @@ def test_replayed_steps_give_the_models_own_logits_whatever_the_sizes(
     play(base, "policy", decoder)
     assert recorder.replays == 4
     assert 2 <= recorder.records <= 4
+
+
+@pytest.mark.parametrize("width_step", [1, 3, 32])
+def test_a_cache_that_grows_gives_the_models_own_logits(tiny_base, monkeypatch, width_step):
+    monkeypatch.setattr(decoding, "WIDTH_STEP", width_step)
+    base = tiny_base()
+    base.add_policy("policy", lora=LORA, seed=0)
+    fill(base, "policy")
+    with torch.no_grad(), base.activate("policy"):
+        decoder = PackedDecoder(base, 5, 16)
+    play(base, "policy", decoder)
 
 
 def test_a_step_is_recorded_once_for_its_sizes(tiny_base):
@@ -205,9 +216,18 @@ def test_on_a_pretended_device_no_operation_mixes_devices_or_reads_a_number(tiny
     with FakeTensorMode():
         with device:
             model = LlamaForCausalLM(config).requires_grad_(False)
-        layers = model.model.layers
+        layers, inverse = model.model.layers, torch.rand(config.head_dim // 2, device=device)
+
+        def turn(x, positions):  # the model's own would ask whether the device computes in several precisions
+            angles = (positions[..., None] * inverse).repeat(1, 1, 2)
+            return angles.cos(), angles.sin()
+
+        inner = SimpleNamespace(
+            get_input_embeddings=model.get_input_embeddings, rotary_emb=turn, norm=model.model.norm
+        )  # fmt: skip
         base = SimpleNamespace(
-            model=model, stack=layers, packed=tuple(packing._pack(layer) for layer in layers), layers=len(layers),
+            model=SimpleNamespace(base_model=inner, get_output_embeddings=model.get_output_embeddings), stack=layers,
+            packed=tuple(packing._pack(layer) for layer in layers), layers=len(layers),
             hidden_size=config.hidden_size, dtype=torch.float32, device=device,
         )  # fmt: skip
         decoder = PackedDecoder(base, 4, 40, record=lambda work: lambda: replays.append(work()))
