@@ -22,7 +22,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from accord.feedback.pairs import build_pair_table
 from accord.feedback.simulate import simulate_votes
 from accord.feedback.splits import split_by_prompt
 from accord.models import Base, LoraSettings, load_base
+from accord.models.ensemble import Ensemble
 from accord.rewards import find_text_reward
 from accord.rewards.personal import People
 from accord.rollout import Sampler
@@ -52,7 +53,7 @@ from accord.training.personal import (
     gather_votes,
     predict_votes,
 )
-from accord.training.reward_model import score_preferences
+from accord.training.sequences import TokenTree, build_batch, cache_trunk, encode_tree, iterate_buckets
 from accord.training.tastes import find_axes
 from accord.types import Completion, Preference, Prompt, Silence, Vote, derive_seed
 from accord.workspace import FolderCheckpoint, read_lines, replace_lines
@@ -88,11 +89,14 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     answers = sample_answers(base, options.work / "answers.jsonl", options)
     features = describe(base, answers, options.work)
+    trees = [encode_tree(base, prompt, (answer,)) for prompt, answer in answers]
+    if options.common == "fitted":
+        trees = cache_trunk(base, trees, Silence())
     cells = product(options.tastes.split(","), options.kinds.split(","), map(int, options.votes.split(",")))
     for taste, kind, votes in cells:
         found: dict[str, list[Row]] = {}
         for seed in range(options.first_seed, options.first_seed + options.seeds):
-            for row in measure(base, answers, features, Cell(taste, kind, votes, seed), options):
+            for row in measure(base, answers, features, trees, Cell(taste, kind, votes, seed), options):
                 found.setdefault(row["name"], []).append(row)
         rows = [summarise(name, same) for name, same in found.items()]
         for row in rows:
@@ -117,7 +121,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=0, help="of each kind; 0: all starter prompts")
-    parser.add_argument("--samples", type=int, default=2, help="answers to a prompt, in pairs")
+    parser.add_argument("--samples", type=int, default=2, help="answers to a prompt: votes are on all pairs of them")
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=8, help="of the reward model, at most")
     parser.add_argument("--threads", type=int, default=1)
@@ -165,27 +169,24 @@ def _list_prompts(part: str, options: argparse.Namespace) -> list[Prompt]:
     return prompts[: options.prompts or None]
 
 
-def list_pairs(answers: Sequence[tuple[Prompt, Completion]]) -> Iterator[Pair]:
-    """Neighbouring answers to one prompt, each in one pair, unless they are the same."""
-    for (prompt, a), (_, b) in zip(answers[::2], answers[1::2], strict=True):
-        if a.id != b.id:
-            yield prompt, a, b
+def list_pairs(answers: Sequence[tuple[Prompt, Completion]], samples: int) -> Iterator[Pair]:
+    """All pairs of the `samples` neighbouring answers to one prompt that are not the same."""
+    for start in range(0, len(answers), samples):
+        for (prompt, a), (_, b) in combinations(answers[start : start + samples], 2):
+            if a.id != b.id:
+                yield prompt, a, b
 
 
-def build_utility(answers: Sequence[tuple[Prompt, Completion]], parts: dict[str, float]) -> Utility:
-    """sum_name weight * (r(x) - mean) / deviation over `answers`, r the text reward of that name."""
-    scales = {}
-    for name in parts:
-        values = np.array([find_text_reward(name)(*answer) for answer in answers])
-        scales[name] = float(values.mean()), float(values.std())
+def grade(answers: Sequence[tuple[Prompt, Completion]], name: str) -> NDArray[Any]:
+    """(answers,) the text reward `name` in standard deviations."""
+    values = np.array([find_text_reward(name)(*answer) for answer in answers])
+    return np.asarray((values - values.mean()) / values.std())
 
-    def utility(prompt: Prompt, completion: Completion) -> float:
-        return sum(
-            weight * (find_text_reward(name)(prompt, completion) - scales[name][0]) / scales[name][1]
-            for name, weight in parts.items()
-        )
 
-    return utility
+def build_utility(answers: Sequence[tuple[Prompt, Completion]], values: NDArray[Any]) -> Utility:
+    """The utility that has these values: a table, since every vote asks for two."""
+    table = {(prompt.id, answer.id): float(value) for (prompt, answer), value in zip(answers, values, strict=True)}
+    return lambda prompt, completion: table[prompt.id, completion.id]
 
 
 def cast_votes(
@@ -211,18 +212,20 @@ def measure(
     base: Base,
     answers: Sequence[tuple[Prompt, Completion]],
     features: NDArray[Any],
+    trees: Sequence[TokenTree],
     cell: Cell,
     options: argparse.Namespace,
 ) -> Iterator[Row]:
     """The rows of one cell: known people, and where tastes are opposed new ones."""
     evaluation = {prompt.id for prompt in _list_prompts("evaluation", options)}
-    pairs = list(list_pairs(answers))
+    pairs = list(list_pairs(answers, options.samples))
     known = [pair for pair in pairs if pair[0].id not in evaluation]
     unseen = [pair for pair in pairs if pair[0].id in evaluation]
     opposed = cell.kind == "opposed"
     sides = [1.0 if place % 2 or not opposed else -1.0 for place in range(options.people + options.strangers)]
     names = [f"person {place:02d}" for place in range(len(sides))]
-    mixed = {side: build_utility(answers, {COMMON: 1.0, cell.taste: side * options.weight}) for side in set(sides)}
+    liked, taste = grade(answers, COMMON), options.weight * grade(answers, cell.taste)
+    mixed = {side: build_utility(answers, liked + side * taste) for side in set(sides)}
     utilities = [mixed[side] for side in sides]
     people = slice(options.people)
     cast = cast_votes(known, utilities[people], names[people], cell.votes, cell.seed, options.skill)
@@ -241,7 +244,7 @@ def measure(
         scores = fit_linear(seen, look_up(fresh_cast, unscored), features)
     else:
         path = options.work / f"{'-'.join(map(str, cell))}.npy"
-        scores = keep(path, lambda: fit_common(base, answers, cast, apart, path.with_suffix(""), cell.seed, options))
+        scores = keep(path, lambda: fit_common(base, trees, cast, apart, path.with_suffix(""), cell.seed, options))
     fitted = fit_people(look_up(cast, scores), list(look_up(fresh_cast, scores).values()))
     tests = look_up(cast_votes(unseen, utilities, names, len(unseen), cell.seed, options.skill), scores)
     label = f"{cell.taste}, {cell.kind}, {cell.votes} votes each, {options.common}"
@@ -270,7 +273,7 @@ def fit_linear(seen: Mapping[str, Votes], fresh: Mapping[str, Votes], features: 
 
 def fit_common(
     base: Base,
-    answers: Sequence[tuple[Prompt, Completion]],
+    trees: Sequence[TokenTree],
     votes: Sequence[Vote],
     apart: set[str],
     folder: Path,
@@ -292,11 +295,20 @@ def fit_common(
         progress=Silence(),
         checkpoint=FolderCheckpoint(folder),
     )
-    neighbours = zip(answers[::2], answers[1::2], strict=True)
-    pairs = [Preference(prompt, a, b, probability=0.5, uncertainty=0.0) for (prompt, a), (_, b) in neighbours]
-    scores = torch.stack(score_preferences(base, role, pairs), dim=1).flatten()
+    scores = score_trees(base, role, trees)
     base.remove(role)
-    return np.asarray(scores.double().numpy())
+    return scores
+
+
+@torch.no_grad()
+def score_trees(base: Base, role: str, trees: Sequence[TokenTree]) -> NDArray[Any]:
+    """Scores of answers whose trunk is there already: of every fit only its own layers are computed."""
+    scores, ensemble = np.zeros(len(trees)), Ensemble(base, (role,), base.split)
+    for group in iterate_buckets([len(tree) for tree in trees], 4096):
+        batch = build_batch(base, [trees[i] for i in group])
+        found = ensemble.compute_branch_scores(batch.input_ids, batch.branches, batch.trunk)
+        scores[group] = found[0, :, 0].double().cpu().numpy()
+    return scores
 
 
 def find_right(people: People, name: str | None, votes: Votes) -> NDArray[Any]:

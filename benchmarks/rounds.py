@@ -6,13 +6,14 @@ PROJECT is a finished project with simulated annotators, for instance:
 
     accord init three --example demo && accord run three --set project.rounds=3 --set rounds.reference=previous
 
-Shown, all on the evaluation prompts, which nobody trained on, with the same seeds for every policy:
+Shown, with the same seeds for every policy:
 
 - gold: the hidden utility of the policy that stands after each round, its gain on the reference and on the policy that
-  stood after round 1, paired by prompt, with 95 % intervals;
+  stood after round 1, on the evaluation prompts, which nobody trained on, paired by prompt, with 95 % intervals;
 - accuracy: of the proxy reward model of each round, and of round 1's (as it would be without refitting), on all pairs
   of answers to one prompt of the policy that the round began with, and of the one that it made; and their difference,
-  paired by prompt. Once over all pairs of which the truth prefers one, once over the clear ones.
+  paired by prompt. Once over all pairs of which the truth prefers one, once over the clear ones. The prompts are those
+  of the evaluation and all others on which no proxy was ever fitted, the judge's and the tests'.
 
 Leaves out training: it reads what `accord run` made, samples from it and scores the samples.
 """
@@ -32,6 +33,7 @@ from accord.config import Config, load_config
 from accord.evaluation.statistics import average_by_group, compute_mean, compute_paired_difference
 from accord.loop import Stage, build_stages
 from accord.loop.context import RunContext
+from accord.loop.fitting import split_prompts
 from accord.loop.preparing import load_prompts
 from accord.rewards import find_text_reward
 from accord.types import Completion, Prompt, Silence, derive_seed
@@ -118,6 +120,15 @@ def compare_accuracy(gold: Values, refitted: Values, first: Values, samples: int
     }
 
 
+def list_unseen(context: RunContext, models: Sequence[Stage]) -> list[Prompt]:
+    """The training prompts that no round's proxy was fitted on or stopped by."""
+    seen: set[str] = set()
+    for model in models:
+        train, validation, _ = split_prompts(context, model, "proxy")
+        seen |= train | validation
+    return [prompt for prompt in load_prompts(context, models[0], "train") if prompt.id not in seen]
+
+
 def score_answers(context: RunContext, stage: Stage, answers: Answers) -> Values:
     """(answers,) scores under the reward model of `stage`."""
     found = context.workspace.find(stage.kind, stage.key)
@@ -140,11 +151,14 @@ def main() -> None:
     context = RunContext(workspace, config, Silence())
     gates = [stage for stage in stages if stage.kind == "gate"]
     context.stand_on(gates[0])
-    prompts = load_prompts(context, gates[0], "evaluation")
-    answers = [sample_standing(context, gate, prompts, arguments.samples) for gate in (None, *gates)]
     models = [stage for stage in stages if stage.kind == "reward_model"]
-    refitting = compare_refitting(context, models, answers, arguments.samples)
-    result = {"gold": compare_gold(config, answers), "refitting": refitting}
+    evaluation, samples = load_prompts(context, gates[0], "evaluation"), arguments.samples
+    prompts = [*evaluation, *list_unseen(context, models)]
+    answers = [sample_standing(context, gate, prompts, samples) for gate in (None, *gates)]
+    result = {
+        "gold": compare_gold(config, [found[: len(evaluation) * samples] for found in answers]),
+        "refitting": compare_refitting(context, models, answers, samples),
+    }
     for part, rows in result.items():
         for row in rows:
             numbers = {name: value for name, value in row.items() if isinstance(value, dict)}
