@@ -2,8 +2,8 @@
 
     python -m benchmarks.personal --model DIR --work FOLDER [--votes 40,80,160] [--seeds 3] [--common linear]
 
-The model answers the starter prompts; 20 simulated people vote on answers to the training prompts, a common model is
-fitted to their votes, and their corrections on top of it. What is shown is how often votes on answers to the evaluation
+The model answers the starter prompts; 20 simulated people vote on answers to most of the prompts, a common model is
+fitted to their votes, and their corrections on top of it. What is shown is how often votes on answers to the other
 prompts, which nothing was fitted on, are predicted:
 
 - opposed: u = demo_utility + weight * taste for half of the people, demo_utility - weight * taste for the others, each
@@ -12,8 +12,9 @@ prompts, which nothing was fitted on, are predicted:
 - new people of the opposed kind, whom no fit has seen, after 5, 10 and 20 votes, chosen or at random.
 
 The common model is the loop's reward model (`--common fitted`, minutes a fit) or a logistic regression on the features
-that the corrections have (`--common linear`, seconds). Seeds differ in who is asked what, and what they vote; the
-answers are the same. Answers, features and fits are kept in FOLDER and not made again. Leaves out serving by it.
+that the corrections have (`--common linear`, seconds). Seeds differ in which prompts are held out, who is asked what,
+and what they vote; the answers are the same. Answers, features and fits are kept in FOLDER and not made again. Leaves
+out serving a policy by it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Cell(NamedTuple):
 
 COMMON = "demo_utility"
 ASKED = (5, 10, 20)
-VALIDATION = 0.1
+VALIDATION, UNSEEN = 0.1, 0.3
+"""Shares of the prompts: of the known ones, those that stop the common fit; of all, those that only test."""
 CHUNK = 128
 PENALTIES = tuple(10.0**power for power in range(-3, 3))
 """1 / C of the linear common model: the one under which votes on its validation prompts are most probable is taken."""
@@ -217,10 +219,10 @@ def measure(
     options: argparse.Namespace,
 ) -> Iterator[Row]:
     """The rows of one cell: known people, and where tastes are opposed new ones."""
-    evaluation = {prompt.id for prompt in _list_prompts("evaluation", options)}
     pairs = list(list_pairs(answers, options.samples))
-    known = [pair for pair in pairs if pair[0].id not in evaluation]
-    unseen = [pair for pair in pairs if pair[0].id in evaluation]
+    held = split_by_prompt(sorted({prompt.id for prompt, _ in answers}), UNSEEN, seed=cell.seed, label="unseen")
+    known = [pair for pair in pairs if pair[0].id not in held]
+    unseen = [pair for pair in pairs if pair[0].id in held]
     opposed = cell.kind == "opposed"
     sides = [1.0 if place % 2 or not opposed else -1.0 for place in range(options.people + options.strangers)]
     names = [f"person {place:02d}" for place in range(len(sides))]
