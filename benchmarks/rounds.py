@@ -1,17 +1,19 @@
 """What rounds bring: the hidden utility after each one, and what refitting the reward model is worth.
 
-    python -m benchmarks.rounds PROJECT [--samples 2] [--json FILE]
+    python -m benchmarks.rounds PROJECT [--samples 6] [--json FILE]
 
 PROJECT is a finished project with simulated annotators, for instance:
 
     accord init three --example demo && accord run three --set project.rounds=3 --set rounds.reference=previous
 
-Shown, all on the evaluation prompts, which nobody trained on, with the same seeds for every policy:
+Shown, with the same seeds for every policy:
 
 - gold: the hidden utility of the policy that stands after each round, its gain on the reference and on the policy that
-  stood after round 1, paired by prompt, with 95 % intervals;
-- accuracy: of the proxy reward model of each round, and of round 1's (as it would be without refitting), on pairs of
-  answers of the policy that the round began with, where the truth prefers one; and their difference, paired by pair.
+  stood after round 1, on the evaluation prompts, which nobody trained on, paired by prompt, with 95 % intervals;
+- accuracy: of the proxy reward model of each round, and of round 1's (as it would be without refitting), on all pairs
+  of answers to one prompt of the policy that the round began with, and of the one that it made; and their difference,
+  paired by prompt. Once over all pairs of which the truth prefers one, once over the clear ones. The prompts are those
+  of the evaluation and all others on which no proxy was ever fitted, the judge's and the tests'.
 
 Leaves out training: it reads what `accord run` made, samples from it and scores the samples.
 """
@@ -25,17 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accord.config import Config, load_config
 from accord.evaluation.statistics import average_by_group, compute_mean, compute_paired_difference
 from accord.loop import Stage, build_stages
 from accord.loop.context import RunContext
+from accord.loop.fitting import split_prompts
 from accord.loop.preparing import load_prompts
 from accord.rewards import find_text_reward
 from accord.types import Completion, Prompt, Silence, derive_seed
 from accord.workspace import Workspace
 
 Answers = list[tuple[Prompt, Completion]]
+Values = NDArray[np.float64]
+CLEAR = 0.05
+"""Of the hidden utility, which is in [0, 1]: of a smaller difference the demo's annotators say little (the middle one,
+14 logits a point, prefers the better answer on two votes of three), so whoever learns from votes can know little."""
 
 
 def sample_standing(context: RunContext, gate: Stage | None, prompts: Sequence[Prompt], samples: int) -> Answers:
@@ -75,33 +83,59 @@ def compare_gold(config: Config, answers: Sequence[Answers]) -> list[dict[str, A
     ]
 
 
-def compare_refitting(context: RunContext, models: Sequence[Stage], answers: Sequence[Answers]) -> list[dict[str, Any]]:
-    """A row a round from 2 on: accuracy of its own and of round 1's reward model on pairs of answers[round - 1]."""
+def compare_refitting(
+    context: RunContext, models: Sequence[Stage], answers: Sequence[Answers], samples: int
+) -> list[dict[str, Any]]:
+    """A row for each round from 2 on, policy ("began": that the round began with; "made": that it made) and kind of
+    pair ("all", "clear"): accuracy of the round's own reward model, of round 1's, and their difference."""
     utility = find_text_reward(context.config.simulation.utility)
     rows = []
     for model in models[1:]:
-        current = answers[model.round - 1]
-        pairs = [(current[i], current[i + 1]) for i in range(0, len(current) - 1, 2)]
-        truth = np.array([utility(*a) - utility(*b) for a, b in pairs])
-        right = {}
-        for name, stage in (("refitted", model), ("round_1", models[0])):
-            margins = score_pairs(context, stage, pairs)
-            right[name] = ((np.sign(margins) == np.sign(truth)) + 0.5 * (margins == 0))[truth != 0]
-        row: dict[str, Any] = {"round": model.round, "pairs": int((truth != 0).sum())}
-        row |= {name: compute_mean(hits, seed=0).to_dict() for name, hits in right.items()}
-        row["difference"] = compute_paired_difference(right["refitted"], right["round_1"], seed=0).to_dict()
-        rows.append(row)
+        for policy, found in (("began", answers[model.round - 1]), ("made", answers[model.round])):
+            gold = np.array([utility(*answer) for answer in found])
+            scores = {name: score_answers(context, stage, found) for name, stage in (("own", model), ("1", models[0]))}
+            for kind, least in (("all", 0.0), ("clear", CLEAR)):
+                row: dict[str, Any] = {"round": model.round, "policy": policy, "kind": kind}
+                rows.append(row | compare_accuracy(gold, scores["own"], scores["1"], samples, least))
     return rows
 
 
-def score_pairs(context: RunContext, stage: Stage, pairs: Sequence[tuple[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Score of the first answer less that of the second, under the reward model of `stage`."""
+def compare_accuracy(gold: Values, refitted: Values, first: Values, samples: int, least: float) -> dict[str, Any]:
+    """Accuracy of two reward models on all pairs of the `samples` neighbouring answers to one prompt, where the truth
+    differs by more than `least`. All three: (answers,).
+
+    Pairs of one prompt are not independent: their mean is one value, and intervals resample prompts.
+    """
+    a, b = np.triu_indices(samples, 1)
+    truth, *margins = (v.reshape(-1, samples)[:, a] - v.reshape(-1, samples)[:, b] for v in (gold, refitted, first))
+    counted = np.abs(truth) > least
+    prompts = counted.any(axis=1)
+    hits = [np.where(counted, (np.sign(m) == np.sign(truth)) + 0.5 * (m == 0), 0.0).sum(axis=1) for m in margins]
+    own, old = (hit[prompts] / counted[prompts].sum(axis=1) for hit in hits)
+    return {
+        "pairs": int(counted.sum()),
+        "refitted": compute_mean(own, seed=0).to_dict(),
+        "round_1": compute_mean(old, seed=0).to_dict(),
+        "difference": compute_paired_difference(own, old, seed=0).to_dict(),
+    }
+
+
+def list_unseen(context: RunContext, models: Sequence[Stage]) -> list[Prompt]:
+    """The training prompts that no round's proxy was fitted on or stopped by."""
+    seen: set[str] = set()
+    for model in models:
+        train, validation, _ = split_prompts(context, model, "proxy")
+        seen |= train | validation
+    return [prompt for prompt in load_prompts(context, models[0], "train") if prompt.id not in seen]
+
+
+def score_answers(context: RunContext, stage: Stage, answers: Answers) -> Values:
+    """(answers,) scores under the reward model of `stage`."""
     found = context.workspace.find(stage.kind, stage.key)
     assert found is not None
-    reward = context.load_reward("proxy", found)
-    sides = [reward.score_texts(*zip(*side, strict=True)) for side in zip(*pairs, strict=True)]
+    scores = context.load_reward("proxy", found).score_texts(*zip(*answers, strict=True))
     context.forget("proxy")
-    return (sides[0] - sides[1]).cpu().numpy()
+    return np.asarray(scores.double().cpu().numpy())
 
 
 def main() -> None:
@@ -109,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", type=Path)
     parser.add_argument("--set", action="append", default=[], help="the settings that the project was run with")
-    parser.add_argument("--samples", type=int, default=2, help="answers to each prompt, an even number")
+    parser.add_argument("--samples", type=int, default=6, help="answers to each prompt")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     workspace, config = Workspace(arguments.project), load_config(arguments.project, arguments.set)
@@ -117,18 +151,19 @@ def main() -> None:
     context = RunContext(workspace, config, Silence())
     gates = [stage for stage in stages if stage.kind == "gate"]
     context.stand_on(gates[0])
-    prompts = load_prompts(context, gates[0], "evaluation")
-    answers = [sample_standing(context, gate, prompts, arguments.samples) for gate in (None, *gates)]
     models = [stage for stage in stages if stage.kind == "reward_model"]
-    result = {"gold": compare_gold(config, answers), "refitting": compare_refitting(context, models, answers)}
+    evaluation, samples = load_prompts(context, gates[0], "evaluation"), arguments.samples
+    prompts = [*evaluation, *list_unseen(context, models)]
+    answers = [sample_standing(context, gate, prompts, samples) for gate in (None, *gates)]
+    result = {
+        "gold": compare_gold(config, [found[: len(evaluation) * samples] for found in answers]),
+        "refitting": compare_refitting(context, models, answers, samples),
+    }
     for part, rows in result.items():
         for row in rows:
-            told = (
-                f"{k} {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
-                for k, v in row.items()
-                if isinstance(v, dict)
-            )
-            print(f"{part}, round {row['round']}: " + "; ".join(told))
+            numbers = {name: value for name, value in row.items() if isinstance(value, dict)}
+            told = (f"{k} {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for k, v in numbers.items())
+            print(f"{part}, {', '.join(f'{k} {v}' for k, v in row.items() if k not in numbers)}: {'; '.join(told)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
