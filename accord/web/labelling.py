@@ -190,13 +190,13 @@ def take_answers(
 
 def _take(queue: Queue, name: str, row: dict[str, Any]) -> Result:
     """What became of one answer."""
-    own_id = row.get("id")
     try:
         answer = LabelAnswer.model_validate(row)
         _store(queue, name, answer)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        return Result(id=str(own_id)[:100], stored=False, reason=f"{problem['loc'][0]}: {problem['msg']}")
+        told_id = str(row.get("id"))[:100].encode(errors="replace").decode()  # half a surrogate pair cannot be sent back
+        return Result(id=told_id, stored=False, reason=f"{problem['loc'][0]}: {problem['msg']}")
     except DataError as error:
         return Result(id=answer.id, stored=False, reason=error.message)
     return Result(id=answer.id, stored=True)

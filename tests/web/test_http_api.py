@@ -165,6 +165,18 @@ def test_no_body_breaks_a_call(site: Site, body: Any, path: str) -> None:
     assert answer.status_code < 500, answer.text
 
 
+@pytest.mark.parametrize("own_id", ["\ud800\x00", None, {"a": "\udfff"}, "x" * 5000, 10**40])
+def test_an_answer_is_refused_whatever_stands_for_its_id(site: Site, own_id: Any) -> None:
+    client = build_client(site, "ann")
+    content = json.dumps({"answers": [{"id": own_id, "kind": "rating", "lease": "l", "rating": 0.5}]}).encode()
+    answer = client.post("/api/label/answers", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+    (result,) = answer.json()["results"]
+    assert not result["stored"]
+    assert result["reason"].startswith("id: ")
+    assert len(result["id"]) <= 100
+
+
 @pytest.mark.parametrize("path", ["/sign-in", "/guidelines", "/people/tokens", "/worth/verdicts", "/people/change"])
 @pytest.mark.parametrize("body", [b"name=%FF%00&text=%00&password=%ED%A0%80", b"\xff\xfe", b"name=" + b"a" * 5000])
 def test_no_form_breaks_a_page(site: Site, path: str, body: bytes) -> None:
