@@ -195,7 +195,7 @@ def _take(queue: Queue, name: str, row: dict[str, Any]) -> Result:
         _store(queue, name, answer)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        told_id = str(row.get("id"))[:100].encode(errors="replace").decode()  # half a surrogate pair cannot be sent back
+        told_id = str(row.get("id"))[:100].encode(errors="replace").decode()  # no reply can hold half a surrogate pair
         return Result(id=told_id, stored=False, reason=f"{problem['loc'][0]}: {problem['msg']}")
     except DataError as error:
         return Result(id=answer.id, stored=False, reason=error.message)
