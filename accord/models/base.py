@@ -127,7 +127,7 @@ class Base(Roles):
         """log p of each of the last `last` tokens and the entropy at its position, (B, last) in nats; 0 where masked.
 
         `entropy` as in `compute_head_logprobs`. The head reads real tokens only, a few at a time, so that no
-        (B, last, V) is ever held (except where the role does not `speak_plainly`: then all goes through
+        (B, last, V) is ever held (except where the role is not one that `speaks_plainly`: then all goes through
         `compute_logits`). states: what `compute_states` gave for this role, where the caller has it; no pass runs then.
 
         Raises:

@@ -68,21 +68,30 @@ def test_two_processes_make_the_same_policy_and_one_speaks(alone: Path, tmp_path
     assert len(kinds) == len(set(kinds)) == len(Workspace(alone).read_ledger(1))
 
 
-def test_a_killed_worker_ends_the_run_and_it_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
-    folder = build_tiny_project(tmp_path / "project")
-    process = start_accord("run", str(folder), *SETTINGS, *TWO)
+def lose_a_worker(folder: Path, *command: str) -> None:
+    """Start a run of two, kill a worker after the second update: it ends in words, with nothing half made."""
+    process = start_accord(*command)
     wait_for_update(folder, 2, process)
     kill_a_worker(process)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=90)[0]
     assert process.returncode == 8, output
     assert "goes on from the last checkpoint" in output.replace("\n", " ")
     assert not list((folder / "artifacts/policy").glob("[!.]*"))
 
-    process = start_accord("run", str(folder), *SETTINGS)  # with one process this time
+
+def go_on(folder: Path, *command: str) -> None:
+    """Run to the end from the last checkpoint."""
+    process = start_accord(*command)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     rows = [row for row in read_lines(folder / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
     assert [row["update"] for row in rows].count(1) == 1, "it began anew instead of going on"
+
+
+def test_a_killed_worker_ends_the_run_and_it_goes_on_where_it_was(alone: Path, tmp_path: Path) -> None:
+    folder = build_tiny_project(tmp_path / "project")
+    lose_a_worker(folder, "run", str(folder), *SETTINGS, *TWO)
+    go_on(folder, "run", str(folder), *SETTINGS)  # with one process this time
     assert read_policy(folder) == pytest.approx(read_policy(alone), rel=1e-3, abs=1e-4)
 
 
@@ -95,19 +104,8 @@ def test_a_sharded_run_that_loses_a_worker_goes_on_to_the_same_policy(tmp_path: 
     assert process.returncode == 0, output
 
     sharded = ("run", str(two), *SETTINGS, *whole, *TWO, "--set", "compute.shard=full")
-    process = start_accord(*sharded)
-    wait_for_update(two, 2, process)
-    kill_a_worker(process)
-    output = process.communicate(timeout=90)[0]
-    assert process.returncode == 8, output
-    assert "goes on from the last checkpoint" in output.replace("\n", " ")
-    assert not list((two / "artifacts/policy").glob("[!.]*"))
-
-    process = start_accord(*sharded)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    rows = [row for row in read_lines(two / "rounds/001/metrics.jsonl") if row["stage"] == "policy"]
-    assert [row["update"] for row in rows].count(1) == 1, "it began anew instead of going on"
+    lose_a_worker(two, *sharded)
+    go_on(two, *sharded)
     assert read_policy(two) == pytest.approx(read_policy(one), rel=1e-3, abs=1e-4)
 
 
