@@ -106,7 +106,7 @@ def measure_layers(work: Mapping[str, Any]) -> list[dict[str, Any]]:
                 step()
 
         def step_with_peft(base: Any = base, step: Any = step) -> None:
-            with unpacked(base.stack), _peft_forward(base.model):
+            with unpacked(base.stack), peft_forward(base.model):
                 step()
 
         part = f"training, layers {base.split} to {base.layers}"
@@ -175,7 +175,7 @@ def _load(work: Mapping[str, Any], split: int, *, roles: bool = True) -> Any:
 
 
 @contextmanager
-def _peft_forward(model: Any) -> Iterator[None]:
+def peft_forward(model: Any) -> Iterator[None]:
     """Every adapted layer computes as PEFT's own class does while open; weights and graph stay the same."""
     fused: Sequence[Any] = [module for module in model.modules() if isinstance(module, LoraLinear)]
     kinds = [type(module) for module in fused]

@@ -8,10 +8,11 @@ from the answer's text. Only the frozen base differs: adapters, heads, optimiser
 is a process of its own.
 
 Shown for each seed and dtype: reward and KL (nats a sequence) at the end, each the mean of the last `--window`
-rollouts, and the mean reward over all of them (the area under the curve); then bfloat16 less float32, paired by seed,
-with 95 % intervals (Student's t). Seeds draw the same prompts and random numbers in both, but after the first tokens
-that differ the runs go their own ways, so that a pair shares little. Parts may be run apart: with `--json FILE`, runs
-already in the file are kept, and `--dtypes` chooses what is run.
+rollouts, the mean reward over all of them (the area under the curve), and both afterwards, of `--evaluation-answers`
+answers of the learnt policy, which are more than all rollouts together and so the surest of these; then bfloat16 less
+float32, paired by seed, with 95 % intervals (Student's t). Seeds draw the same prompts and random numbers in both, but
+after the first tokens that differ the runs go their own ways, so that a pair shares little. Parts may be run apart:
+with `--json FILE`, runs already in the file are kept, and `--dtypes` chooses what is run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from benchmarks.text_rewards import TEXT_REWARDS
 from benchmarks.time_to_reward import measure_ours, smooth
 
 DTYPES = ("bfloat16", "float32")
-MEASURES = ("reward at the end", "KL at the end", "mean reward")
+MEASURES = ("reward at the end", "KL at the end", "mean reward", "reward afterwards", "KL afterwards")
 FIXED = {
     "temperature": 1.0,
     "vf_coef": 0.1,
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", type=int, default=-1)
     parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")
     parser.add_argument("--window", type=int, default=3, help="rollouts at the end that are averaged")
+    parser.add_argument("--evaluation-answers", type=int, default=512, help="of the learnt policy; 0: none")
     parser.add_argument("--plot", type=Path, help="draw reward against iterations into this HTML file")
     for name, default in (("iterations", 12), ("prompts", 16), ("new-tokens", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -66,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(arguments: argparse.Namespace) -> None:
     """Run every seed in every dtype, then print what differs."""
     check_earlier_rows(arguments.json, "precision")
-    names = ("model", "threads", "iterations", "prompts", "new_tokens", "split")
+    names = ("model", "threads", "iterations", "prompts", "new_tokens", "split", "evaluation_answers")
     work = {name: getattr(arguments, name) for name in names} | FIXED | {"text_reward": arguments.reward}
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
@@ -88,10 +90,11 @@ def compare(arguments: argparse.Namespace) -> None:
     write_json(arguments.json, result | {"verdict": verdict, "rows": rows})
 
 
-def measure_run(row: Mapping[str, Any], window: int) -> dict[str, float]:
-    """`MEASURES` of one run."""
+def measure_run(row: Mapping[str, Any], window: int) -> dict[str, float | None]:
+    """`MEASURES` of one run; None for what it was not asked for."""
     ends = [statistics.fmean(row[name][-window:]) for name in ("scores", "kl_nats")]
-    return dict(zip(MEASURES, [*ends, statistics.fmean(row["scores"])], strict=True))
+    afterwards = [row.get(name) for name in ("reward_afterwards", "kl_nats_afterwards")]
+    return dict(zip(MEASURES, [*ends, statistics.fmean(row["scores"]), *afterwards], strict=True))
 
 
 def judge(rows: Sequence[Mapping[str, Any]], window: int) -> dict[str, dict[str, float | int | None]]:
@@ -100,8 +103,9 @@ def judge(rows: Sequence[Mapping[str, Any]], window: int) -> dict[str, dict[str,
     seeds = sorted({seed for _, seed in found if all((dtype, seed) in found for dtype in DTYPES)})
     verdict = {}
     for measure in MEASURES:
-        gaps = [found[DTYPES[0], seed][measure] - found[DTYPES[1], seed][measure] for seed in seeds]
-        verdict[measure] = estimate_mean(gaps)
+        pairs = [(found[DTYPES[0], seed][measure], found[DTYPES[1], seed][measure]) for seed in seeds]
+        known = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+        verdict[measure] = estimate_mean([ours - theirs for ours, theirs in known])
     return verdict
 
 

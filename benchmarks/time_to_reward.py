@@ -117,7 +117,7 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
     from accord.models.loading import find_source
     from accord.rewards import as_source
     from accord.starter import load_starter_prompts
-    from benchmarks.training import build_base, name_ours, run_ppo
+    from benchmarks.training import build_base, evaluate_policy, name_ours, run_ppo
 
     base = build_base(work, work["split"], scorers=())
     prompts = load_starter_prompts("train")
@@ -130,6 +130,7 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
     score = TEXT_REWARDS[work["text_reward"]]
     reward = as_source(lambda prompt, completion: score(completion.text))
     rows = run_ppo(base, prompts, reward, work, warm_up=0).rows
+    afterwards = evaluate_policy(base, prompts, reward, work) if work.get("evaluation_answers") else {}
     return {
         "name": name_ours(base, work),
         "contestant": "ours",
@@ -137,6 +138,7 @@ def measure_ours(work: dict[str, Any]) -> dict[str, Any]:
         "ended_seconds": [row["ended_seconds"] for row in rows],
         "scores": [row["score"] for row in rows],
         "kl_nats": [row["kl_nats"] for row in rows],
+        **afterwards,
         **read_peak_memory(),
     }
 

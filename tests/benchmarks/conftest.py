@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import build_tiny_model
 
-from benchmarks import generate, kernels, ppo, scaling, time_to_reward
+from benchmarks import generate, gradients, kernels, ppo, precision, scaling, time_to_reward
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +25,5 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         result: dict[str, Any] = json.loads(json.dumps(measure(json.loads(json.dumps(dict(work))))))
         return result
 
-    for module in (generate, kernels, ppo, scaling, time_to_reward):
+    for module in (generate, gradients, kernels, ppo, precision, scaling, time_to_reward):
         monkeypatch.setattr(module, "run_ours", run)

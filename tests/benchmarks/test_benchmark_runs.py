@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import generate, kernels, ppo, scaling, time_to_reward
+from benchmarks import generate, gradients, kernels, ppo, precision, scaling, time_to_reward
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = {
-    "generate": generate, "kernels": kernels, "ppo": ppo, "scaling": scaling, "time_to_reward": time_to_reward
+    "generate": generate, "gradients": gradients, "kernels": kernels, "ppo": ppo, "precision": precision,
+    "scaling": scaling, "time_to_reward": time_to_reward,
 }  # fmt: skip
 TINY_UPDATE = ["--prompts", "4", "--new-tokens", "5", "--epochs", "1", "--iterations", "2"]
 
@@ -93,6 +94,28 @@ def test_time_to_reward(tiny_model: Path, tmp_path: Path, in_process: None) -> N
     assert all(len(row["scores"]) == len(row["ended_seconds"]) == 2 for row in result["rows"])
     assert all(run["ours"]["seconds"] > 0 for run in result["verdict"]["runs"])
     assert "seconds of training" in plot.read_text(encoding="utf-8")
+
+
+def test_precision(tiny_model: Path, tmp_path: Path, in_process: None, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--prompts", "4", "--new-tokens", "5", "--iterations", "2", "--reward", "short_words"]
+    options = [*sizes, "--seeds", "0", "1", "--window", "1", "--evaluation-answers", "6"]
+    result = start("precision", tiny_model, tmp_path, *options)
+    assert {(row["contestant"], row["seed"]) for row in result["rows"]} == {
+        (dtype, seed) for dtype in ("bfloat16", "float32") for seed in (0, 1)
+    }
+    assert all(0 <= row["reward_afterwards"] <= 1 for row in result["rows"])
+    assert all(gap["seeds"] == 2 for gap in result["verdict"].values())
+    assert "reward afterwards: bfloat16 less float32" in capsys.readouterr().out
+
+
+def test_gradients(tiny_model: Path, tmp_path: Path, in_process: None) -> None:
+    sizes = ["--prompts", "8", "--new-tokens", "6", "--iterations", "1", "--reward", "short_words"]
+    ours, peft, other = start("gradients", tiny_model, tmp_path, *sizes)["rows"]
+    for row in (ours, peft):
+        assert 0 < row["error_share"] < 0.1
+        assert row["cosine"] > 0.99
+        assert 0 < row["logprob_sd_nats"] < 0.05
+    assert other["error_share"] > 10 * ours["error_share"]
 
 
 def test_kernels(tiny_model: Path, tmp_path: Path, in_process: None) -> None:
