@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
+from sqlalchemy import event
 
 from accord.feedback.answering import Answer
 from accord.feedback.database import Database, open_database
@@ -157,19 +157,30 @@ def start_worker(url: str, name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("votes", [20_000])
-def test_a_full_database_is_as_quick(database: Database, votes: int) -> None:
-    """A lease and a vote beside 20,000 votes take less than 50 ms on a busy machine (5 to 10 on an idle one)."""
-    queue = open_queue(database, "ann")
-    queue.add_items([pair(i) for i in range(votes + 50)], round=1, seed=0, overlap=ALONE)
-    fill(database, votes)
-    times = []
-    for _ in range(50):
-        began = time.perf_counter()
-        (item,) = queue.lease("ann", 1)
-        queue.submit(Answer(new_id(), "ann", item.lease_id, choice="a"))
-        times.append(time.perf_counter() - began)
-    assert sorted(times)[25] < 0.05
+def test_a_full_database_is_no_more_work(tmp_path: Path) -> None:
+    """A lease and a vote beside 20,000 votes take SQLite no more steps than beside 200: every query finds its rows by
+    an index. (Milliseconds: benchmarks.label_queue.)"""
+    assert count_steps(tmp_path / "full.db", 20_000) < 1.2 * count_steps(tmp_path / "fresh.db", 200)
+
+
+def count_steps(path: Path, votes: int) -> int:
+    """Instructions of SQLite's machine, in hundreds, for twenty leases and votes beside so many votes."""
+    hundreds = 0
+
+    def count() -> int:
+        nonlocal hundreds
+        hundreds += 1
+        return 0
+
+    with open_database(f"sqlite:///{path}") as database:
+        queue = open_queue(database, "ann")
+        queue.add_items([pair(i) for i in range(votes + 20)], round=1, seed=0, overlap=ALONE)
+        fill(database, votes)
+        event.listen(database.engine, "checkout", lambda driver, *_: driver.set_progress_handler(count, 100))
+        for _ in range(20):
+            (item,) = queue.lease("ann", 1)
+            queue.submit(Answer(new_id(), "ann", item.lease_id, choice="a"))
+    return hundreds
 
 
 def fill(database: Database, count: int) -> None:
