@@ -58,6 +58,13 @@ def test_runs_hold_what_the_page_draws(folder: Path) -> None:
     assert 'http-equiv="Content-Security-Policy"' in page
     for arm in summary["arms"]:
         assert arm in page
+    kept = [
+        truth | {"rose": True, "kept_share": share, "without_fresh_votes": {"alarm": None, "kept_share": -1.0}}
+        for share in (0.95, 0.9, 0.5)
+    ]
+    counted = summarise_lab(kept)["alarms"]["truth"]
+    assert (counted["rose"], counted["kept_enough"], counted["kept_least"]) == (3, 2, 0.5)
+    assert counted["without_fresh_votes"]["kept_enough"] == 0
 
 
 def test_gold_rises_and_falls_while_the_proxy_rises() -> None:
