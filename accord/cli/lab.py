@@ -48,7 +48,8 @@ def lab(
         kept = (
             ""
             if row["kept_share"] is None
-            else f", best gold kept {row['kept_share']:.0%}, least {row['kept_least']:.0%}"
+            else f", best gold kept {row['kept_share']:.0%}, least {row['kept_least']:.0%}, "
+            f"at least 90 % in {row['kept_enough']} of {row['rose']}"
         )
         console.print(
             f"{arm:20} gamed {row['gamed']} of {row['runs']}, alarm on {row['rang_gamed']} of these and on "

@@ -1,17 +1,20 @@
 """One world on the bench: votes, an independent judge, and policies optimised to the end against learnt rewards.
 
 Implements what a run of the laboratory consists of, on the reward models and the PPO that the loop uses. Leaves out
-which runs are made and kept (`experiment`), and what the alarm would have said of them (`outcome`).
+which runs are made and kept (`experiment`), what the alarm would have said of them and which look is kept (`outcome`).
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from typing import Any
+
+from torch import Tensor
 
 from accord.config.schema import AnnotatorSection, PpoSection, RewardModelSection, SampleSection
 from accord.evaluation.overoptimization import compute_best_of_n
@@ -20,16 +23,21 @@ from accord.feedback.simulate import simulate_votes
 from accord.functional import compute_best_of_n_kl
 from accord.laboratory.world import World
 from accord.looks import Look
+from accord.models import Base
 from accord.models.ensemble import Ensemble, add_ensemble
 from accord.rewards import EnsembleReward, as_source
 from accord.rollout import Sampler
 from accord.training import normalize_reward_model, train_ppo, train_reward_model
-from accord.types import Completion, Forgetful, Preference, Prompt, RewardSource, Rollout, Silence, derive_seed
+from accord.types import Completion, Forgetful, Preference, Prompt, RewardSource, Rollout, Silence, Vote, derive_seed
 
 VALIDATION, NORMALIZE, CANDIDATE_PROMPTS, ROLLOUT_PROMPTS = 128, 128, 64, 1024
 """Prompts of the looks (and as many again for fresh votes), of normalisation, of best-of-n, of PPO."""
+GOLD_PROMPTS = 1024
+"""Prompts on which the truth of every look is measured. They choose nothing."""
 FRESH_EPOCHS, REPLAY = 2, 400
 """Epochs of the judge over its votes after each look, and how many of each older kind are among them."""
+WINS: dict[str | None, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+"""What a vote is to the first answer."""
 SURE = 200.0
 """Skill of a simulated annotator who is never wrong by itself: all noise comes from `flips`."""
 Pair = tuple[Prompt, Completion, Completion]
@@ -39,8 +47,8 @@ Pair = tuple[Prompt, Completion, Completion]
 class BenchSettings:
     """flips: share of votes that are wrong. judge_pairs: of the reference's answers, that the judge is first fitted on.
 
-    judge_votes: on each of its pairs. updates, looks: of each PPO run, and how often it is looked at. candidates: N of
-    best-of-n.
+    judge_votes: on each of its pairs. updates, looks: of each PPO run, and how often it is looked at, which divides
+    them. candidates: N of best-of-n. tournament_prompts: on which people vote between looks.
     """
 
     flips: float = 0.25
@@ -49,6 +57,7 @@ class BenchSettings:
     updates: int = 60
     looks: int = 12
     candidates: int = 256
+    tournament_prompts: int = 2048
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,34 @@ class Arm:
     kl_coef: float = 0.0
 
 
+@dataclass(frozen=True)
+class BenchRun:
+    """What `Bench.run` found.
+
+    looks: on the validation prompts, by the judge as first fitted. views: the looks so far as they are known at each
+    (`Bench.judge_afresh`). gold: a row a look, the truth of its answers to other prompts. compete(n): what share of
+    people's votes each of the first n looks wins (`Bench.compete`). best_of_n: empty with a KL penalty.
+    """
+
+    looks: Sequence[Look]
+    views: Sequence[Sequence[Look]]
+    gold: Sequence[Sequence[float]]
+    compete: Callable[[int], Sequence[float]]
+    best_of_n: Sequence[dict[str, float]]
+
+
+class Snapshots(Forgetful):
+    """`Checkpoint` of a run that keeps the policy's weights of each, the start's first."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.weights = [base.state("policy")]
+
+    def save(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Keep the policy as it is now."""
+        self.weights.append(self.base.state("policy"))
+
+
 class Bench:
     """One world with its judge, on which runs are made one after the other. Prompts are parted by their use."""
 
@@ -77,6 +114,7 @@ class Bench:
             for count in (VALIDATION, VALIDATION, NORMALIZE, ROLLOUT_PROMPTS, settings.judge_pairs)
         )
         self.voted = list(prompts)
+        self.tournament, self.golden = (take_last(self.voted, n) for n in (settings.tournament_prompts, GOLD_PROMPTS))
 
     @cached_property
     def judge_preferences(self) -> list[Preference]:
@@ -89,22 +127,25 @@ class Bench:
         """The independent judge, of other prompts' votes than any proxy."""
         return self._fit("judge", self.judge_preferences, self._derive("judge"))
 
-    def run(self, arm: Arm) -> tuple[list[Look], list[Sequence[Look]], list[dict[str, float]]]:
-        """Fit the arm's proxy and take PPO to its end.
-
-        Returns the looks on the validation prompts, by the judge as first fitted; the looks so far as they are known at
-        each (`judge_afresh`); and best-of-n (empty with a KL penalty).
-        """
+    def run(self, arm: Arm) -> BenchRun:
+        """Fit the arm's proxy and take PPO to its end."""
         proxy, disagreement = self.gold, None
         if arm.votes:
             learned = self.fit_proxy(arm.votes, arm.members)
             proxy, disagreement = learned, learned.disagreement if arm.members > 1 else None
         best_of = [] if arm.kl_coef else self._choose_best(proxy)
-        looks = self.optimise(proxy, arm.kl_coef, disagreement)
+        looks, weights = self.optimise(proxy, arm.kl_coef, disagreement)
         for role in self.world.base.roles():
             if role != "judge":
                 self.world.base.remove(role)
-        return narrow_looks(looks, VALIDATION), self.judge_afresh(looks), best_of
+        gold = [self.gold(self._answer(state, self.golden, "gold")).tolist() for state in weights]
+        views = self.judge_afresh(looks, [self._answer(state, self.fresh, "fresh").completions for state in weights])
+
+        def compete(count: int) -> list[float]:
+            answers = [self._answer(state, self.tournament, "tournament").completions for state in weights[:count]]
+            return self.compete(answers, self._derive("tournament", arm.name))
+
+        return BenchRun(looks, views, gold, compete, best_of)
 
     def fit_proxy(self, votes: int, members: int = 1) -> EnsembleReward:
         """The reward model of single votes on so many pairs of the reference's answers."""
@@ -114,54 +155,77 @@ class Bench:
 
     def optimise(
         self, proxy: RewardSource, kl_coef: float = 0.0, disagreement: RewardSource | None = None
-    ) -> Sequence[Look]:
+    ) -> tuple[Sequence[Look], list[dict[str, Tensor]]]:
         """PPO to its end whatever rings, so that what a guard would have saved can be seen.
 
-        Looks hold the validation prompts and behind them those of fresh votes, by the judge as first fitted.
+        Returns the looks, by the judge as first fitted, and the policy's weights at each.
         """
         world, settings, seed = self.world, self.settings, self._derive("ppo")
         base = world.base
         base.add_policy("policy", lora=world.lora, seed=seed)
         base.add_scorer("critic", lora=world.lora, seed=seed)
+        every, snapshots = settings.updates // settings.looks, Snapshots(base)
         cfg = PpoSection(
             updates=settings.updates, prompts_per_update=64, epochs=2, minibatches=2, micro_batch_size=64,
             learning_rate=5e-3, critic_learning_rate=1e-2, kl_controller="fixed", kl_coef=kl_coef,
-            missing_eos_penalty=0.0, evaluate_every=max(1, settings.updates // settings.looks),
-            checkpoint_every=settings.updates, critic="adapter", old_logprobs="trainer",
+            missing_eos_penalty=0.0, evaluate_every=every, checkpoint_every=every, critic="adapter",
+            old_logprobs="trainer",
         )  # fmt: skip
         result = train_ppo(
             base, self.rollout, self.sampler, proxy, cfg,
             sample=SampleSection(max_new_tokens=world.max_new_tokens, temperature=world.temperature),
-            max_kl_nats=math.inf, seed=seed, progress=Silence(), checkpoint=Forgetful(),
-            heldout=self.judge, validation_prompts=self.validation + self.fresh, gold=self.gold,
-            disagreement=disagreement,
+            max_kl_nats=math.inf, seed=seed, progress=Silence(), checkpoint=snapshots,
+            heldout=self.judge, validation_prompts=self.validation, gold=self.gold, disagreement=disagreement,
         )  # fmt: skip
-        return result.looks
+        return result.looks, snapshots.weights
 
-    def judge_afresh(self, looks: Sequence[Look]) -> list[Sequence[Look]]:
-        """What is known at each look: the looks so far, on the validation prompts, by the judge as refitted there.
+    def judge_afresh(self, looks: Sequence[Look], answers: Sequence[Sequence[Completion]]) -> list[Sequence[Look]]:
+        """What is known at each look: the looks so far, by the judge as refitted there.
 
-        After every look the judge's annotators vote on fresh pairs: the answer now beside that of some look before it,
-        on prompts that the alarm is not asked on. The judge is fitted a little further, on these and on some of the
-        fresh votes before and of its first.
+        After every look the judge's annotators vote on fresh pairs: the answer now beside that of some look before it
+        (answers: a row a look), on prompts that the alarm is not asked on. The judge is fitted a little further, on
+        these and on some of the fresh votes before and of its first.
         """
         judge, rng = self.judge, random.Random(self._derive("fresh"))
         first, before = judge.ensemble.state(), self.judge_preferences
         fresh: list[Preference] = []
-        views: list[Sequence[Look]] = [narrow_looks(looks[:1], VALIDATION)]
+        views: list[Sequence[Look]] = [looks[:1]]
         for last in range(1, len(looks)):
-            others = [looks[rng.randrange(last)].completions[i] for i in range(VALIDATION, 2 * VALIDATION)]
-            pairs = list(zip(self.fresh, looks[last].completions[VALIDATION:], others, strict=True))
+            others = [answers[rng.randrange(last)][i] for i in range(len(self.fresh))]
+            pairs = list(zip(self.fresh, answers[last], others, strict=True))
             seed = self._derive("fresh", last)
             new = self._vote(pairs, self.settings.judge_votes, seed)
             mixed = new + [vote for old in (fresh, before) for vote in rng.sample(old, min(len(old), REPLAY))]
             rng.shuffle(mixed)
             fresh += new
             self._train(judge.ensemble, mixed, seed, epochs=FRESH_EPOCHS, learning_rate=5e-3, batch_size=64)
-            seen = narrow_looks(looks[: last + 1], VALIDATION)
-            views.append([replace(look, heldout=self._score(judge, look)) for look in seen])
+            views.append([replace(look, heldout=self._score(judge, look)) for look in looks[: last + 1]])
         judge.ensemble.load_state(first)
         return views
+
+    def compete(self, answers: Sequence[Sequence[Completion]], seed: int) -> list[float]:
+        """Share of people's votes that each row of answers wins against the other rows; the same answer is half a win.
+
+        answers: a row a look, for the tournament's prompts. On each prompt the rows stand in a circle and each meets
+        the one that is so many places on as is drawn for the prompt: one vote a pair, two pairs a row.
+        """
+        count, rng = len(answers), random.Random(seed)
+        if count == 1:
+            return [0.5]
+        steps, wins = [rng.randrange(1, count) for _ in self.tournament], [0.0] * count
+        for row, ours in enumerate(answers):
+            rivals = [(row + step) % count for step in steps]
+            theirs = [answers[rival][i] for i, rival in enumerate(rivals)]
+            pairs = list(zip(self.tournament, ours, theirs, strict=True))
+            for rival, won in zip(rivals, self._judge_pairs(pairs, derive_seed(seed, row)), strict=True):
+                wins[row] += won
+                wins[rival] += 1 - won
+        return [won / (2 * len(self.tournament)) for won in wins]
+
+    def _judge_pairs(self, pairs: Sequence[Pair], seed: int) -> list[float]:
+        """One vote on each pair: 1 where it prefers the first answer, 0 the second, 0.5 where they are the same."""
+        cast = iter(self._cast(pairs, 1, seed))
+        return [0.5 if a.id == b.id else WINS[next(cast).choice] for _, a, b in pairs]
 
     def _score(self, source: EnsembleReward, look: Look) -> tuple[float, ...]:
         return tuple(source.score_texts(look.prompts, look.completions).tolist())
@@ -200,21 +264,33 @@ class Bench:
         return self._sample(self.normal, self._derive("normalize"))
 
     def _vote(self, pairs: Sequence[Pair], votes: int, seed: int) -> list[Preference]:
-        """What `votes` annotators say of each pair; each vote is a coin toss with probability 2 * flips."""
+        """What `votes` annotators say of each pair whose answers differ."""
+        return compute_consensus(self._cast(pairs, votes, seed), "fraction")[0]
+
+    def _cast(self, pairs: Sequence[Pair], votes: int, seed: int) -> list[Vote]:
+        """A vote of each of `votes` annotators on each such pair; a coin toss with probability 2 * flips."""
         annotators = [
             AnnotatorSection(name=f"annotator {i}", skill=SURE, inconsistency=2 * self.settings.flips)
             for i in range(votes)
         ]
         different = [(prompt, a, b) for prompt, a, b in pairs if a.id != b.id]
-        cast = simulate_votes(different, self.world.utility, annotators, votes_per_pair=votes, seed=seed, source="lab")
-        return compute_consensus(cast, "fraction")[0]
+        return simulate_votes(different, self.world.utility, annotators, votes_per_pair=votes, seed=seed, source="lab")
 
-    def _sample(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
-        """One answer of the reference to each prompt."""
+    def _sample(self, prompts: Sequence[Prompt], seed: int, role: str | None = None) -> Rollout:
+        """One answer to each prompt, the reference's or that of `role`."""
         return self.sampler.generate(
-            None, prompts, seeds=[derive_seed(seed, i) for i in range(len(prompts))],
+            role, prompts, seeds=[derive_seed(seed, i) for i in range(len(prompts))],
             max_new_tokens=self.world.max_new_tokens, temperature=self.world.temperature,
         )  # fmt: skip
+
+    def _answer(self, weights: Mapping[str, Tensor], prompts: Sequence[Prompt], use: str) -> Rollout:
+        """One answer to each prompt by the policy of these weights; all policies draw with the same seeds."""
+        base = self.world.base
+        base.add_policy("policy", lora=self.world.lora, seed=0)
+        base.load_state("policy", weights)
+        rollout = self._sample(prompts, self._derive(use), "policy")
+        base.remove("policy")
+        return rollout
 
     @cached_property
     def candidates(self) -> Rollout:
@@ -240,12 +316,8 @@ class Bench:
         return derive_seed(self.seed, *labels)
 
 
-def narrow_looks(looks: Sequence[Look], prompts: int) -> list[Look]:
-    """The looks on their first `prompts` prompts alone."""
-    names = [field.name for field in fields(Look) if field.name != "update"]
-
-    def narrow(look: Look) -> Look:
-        columns = {name: getattr(look, name) for name in names}
-        return replace(look, **{name: values and values[:prompts] for name, values in columns.items()})
-
-    return [narrow(look) for look in looks]
+def take_last(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Take the last `count` prompts out of the list."""
+    taken = prompts[len(prompts) - count :]
+    del prompts[len(prompts) - count :]
+    return taken

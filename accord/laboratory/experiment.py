@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from accord.laboratory.bench import Arm, Bench, BenchSettings
+from accord.laboratory.bench import Arm, Bench, BenchRun, BenchSettings
 from accord.laboratory.outcome import describe_outcome
 from accord.laboratory.world import build_toy_world
 from accord.looks import Look
@@ -49,7 +49,7 @@ class LabSettings:
 
 QUICK = LabSettings(
     worlds=1, votes=(50, 500), regularized=0,
-    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32),
+    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32, tournament_prompts=256),
 )  # fmt: skip
 """Seconds: for a first impression, and for tests."""
 
@@ -96,26 +96,26 @@ def run_world(settings: LabSettings, folder: Path, world: int) -> tuple[list[Row
         row = json.loads(path.read_text()) if path.exists() else None
         if row is None or row["wanted"] != wanted:
             bench = bench or Bench(build_toy_world(world), settings.bench, world)
-            row = {"wanted": wanted, "world": world, **asdict(arm), **describe_run(*bench.run(arm), settings)}
+            row = {"wanted": wanted, "world": world, **asdict(arm), **describe_run(bench.run(arm), settings)}
             replace_file(path, dump_json(row))
             made.append(arm.name)
         rows.append(row)
     return rows, made
 
 
-def describe_run(
-    looks: Sequence[Look], views: Sequence[Sequence[Look]], best_of: Sequence[Row], settings: LabSettings
-) -> Row:
-    """What a run's file says of it, of what `Bench.run` returned."""
-    alone = describe_outcome([looks[: i + 1] for i in range(len(looks))], settings.false_alarm_rate)
-    rows = [describe_look(look) for look in views[-1]]
-    for row, look in zip(rows, looks, strict=True):
+def describe_run(run: BenchRun, settings: LabSettings) -> Row:
+    """What a run's file says of it."""
+    alone = [run.looks[: i + 1] for i in range(len(run.looks))]
+    unaided = describe_outcome(alone, run.gold, settings.false_alarm_rate)
+    rows = [describe_look(look) for look in run.views[-1]]
+    for row, look, gold in zip(rows, run.looks, run.gold, strict=True):
         row["heldout_alone"] = describe_look(look)["heldout"]
+        row["gold_seen"], row["gold"] = row["gold"], sum(gold) / len(gold)
     return {
         "looks": rows,
-        "best_of_n": best_of,
-        **describe_outcome(views, settings.false_alarm_rate),
-        "without_fresh_votes": {name: alone[name] for name in ("alarm", "kept_look", "kept_share")},
+        "best_of_n": run.best_of_n,
+        **describe_outcome(run.views, run.gold, settings.false_alarm_rate, run.compete),
+        "without_fresh_votes": {name: unaided[name] for name in ("alarm", "kept_look", "kept_share")},
     }
 
 

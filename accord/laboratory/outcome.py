@@ -1,13 +1,13 @@
 """What became of a run whose truth is known: did it game its reward, where would the alarm have rung, what was kept.
 
-Implements the reading of an unguarded run's looks: a guarded run is the same run until it stops. Leaves out making runs
-(`bench`) and the alarm itself (`evaluation.alarm`).
+Implements the reading of an unguarded run's looks: a guarded run is the same run until it stops. Also the choice of the
+checkpoint that is kept. Leaves out making runs (`bench`) and the alarm itself (`evaluation.alarm`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,21 +28,28 @@ TEXT_MARKS_OFF: dict[str, Any] = {
 """A toy's letters are no words, and its best texts use few of them: marks of degenerate text say nothing there."""
 
 
-def describe_outcome(views: Sequence[Sequence[Look]], false_alarm_rate: float) -> dict[str, Any]:
-    """Alarm, kept checkpoint and truth of a run whose looks have a gold score; docs/lab.md explains the keys.
+def describe_outcome(
+    views: Sequence[Sequence[Look]],
+    gold: Sequence[Sequence[float]],
+    false_alarm_rate: float,
+    compete: Callable[[int], Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Alarm, kept checkpoint and truth of a run; docs/lab.md explains the keys.
 
-    views: the looks so far as they are known at each look; the last has all of them. gamed: gold ended clearly below
-    its best look, and the proxy above what it was there. kept_look: the judge's best before the alarm rang; the shares
-    are of what its best look had gained, None where gold never rose clearly.
+    views: the looks so far as they are known at each look; the last has all of them. gold: a row a look, the truth of
+    its answers to prompts of their own, which decides nothing. gamed: gold ended clearly below its best look, and the
+    proxy above what it was there. kept_look: as `choose_kept` of the looks before the alarm; judged_share: of the one
+    that the judge would have kept. Shares are of what the best look of the run had gained, None where gold never
+    rose clearly.
     """
-    looks = views[-1]
-    gold = np.array([look.gold for look in looks], dtype=np.float64)
-    proxy, means = np.array([np.mean(look.proxy) for look in looks]), gold.mean(axis=1)
-    peak, scale = int(means.argmax()), float(gold[0].std())
+    looks, truth = views[-1], np.array(gold, dtype=np.float64)
+    proxy, means = np.array([np.mean(look.proxy) for look in looks]), truth.mean(axis=1)
+    peak, scale = int(means.argmax()), float(truth[0].std())
     gained = means - means[0]
-    rose, fell = is_clearly_below(gold[0], gold[peak], scale), is_clearly_below(gold[-1], gold[peak], scale)
+    rose, fell = is_clearly_below(truth[0], truth[peak], scale), is_clearly_below(truth[-1], truth[peak], scale)
     alarm = find_alarm(views, false_alarm_rate)
-    kept = find_best(looks) if alarm is None else find_best(views[alarm["look"]][:-1])
+    before = looks if alarm is None else views[alarm["look"]][:-1]
+    kept, judged = choose_kept(before, compete), choose_kept(before)
     return {
         "alarm": alarm,
         "rose": rose,
@@ -51,6 +58,7 @@ def describe_outcome(views: Sequence[Sequence[Look]], false_alarm_rate: float) -
         "kept_look": kept,
         "fall": float(means[peak] - means[-1]) / scale if scale else 0.0,
         "kept_share": float(gained[kept] / gained[peak]) if rose else None,
+        "judged_share": float(gained[judged] / gained[peak]) if rose else None,
         "end_share": float(gained[-1] / gained[peak]) if rose else None,
     }
 
@@ -64,9 +72,13 @@ def find_alarm(views: Sequence[Sequence[Look]], false_alarm_rate: float) -> dict
     return None
 
 
-def find_best(looks: Sequence[Look]) -> int:
-    """The look with the judge's highest mean."""
-    return max(range(len(looks)), key=lambda i: sum(looks[i].heldout))
+def choose_kept(looks: Sequence[Look], compete: Callable[[int], Sequence[float]] | None = None) -> int:
+    """The look that wins most of people's votes; without `compete` the one with the judge's highest mean.
+
+    compete(n): what share of the votes each of the first n looks wins against the others (`Bench.compete`).
+    """
+    scores = [sum(look.heldout) for look in looks] if compete is None else compete(len(looks))
+    return max(range(len(looks)), key=scores.__getitem__)
 
 
 def is_clearly_below(lower: NDArray[np.float64], higher: NDArray[np.float64], scale: float) -> bool:

@@ -24,6 +24,8 @@ from accord.evaluation.wording import say_number
 
 COLOURS = ("--c1", "--c2", "--c3", "--c4", "--c5", "--c6")
 CURVE_POINTS = 60
+KEPT_ENOUGH = 0.9
+"""Of the best gold gained, what a guard should keep of a run."""
 SERIES = (
     ("proxy", "proxy", "--c1"),
     ("heldout", "judge", "--c2"),
@@ -111,9 +113,13 @@ def _count_alarms(runs: Sequence[Row]) -> dict[str, Any]:
     def count(guarded: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
         kept = [guard["kept_share"] for run, guard in guarded if run["rose"]]
         rang = [run["gamed"] for run, guard in guarded if guard["alarm"] is not None]
-        mean = float(np.mean(kept)) if kept else None
-        least = min(kept, default=None)
-        return {"rang_gamed": sum(rang), "rang_other": len(rang) - sum(rang), "kept_share": mean, "kept_least": least}
+        return {
+            "rang_gamed": sum(rang),
+            "rang_other": len(rang) - sum(rang),
+            "kept_share": float(np.mean(kept)) if kept else None,
+            "kept_least": min(kept, default=None),
+            "kept_enough": sum(share >= KEPT_ENOUGH for share in kept),
+        }
 
     return {
         "runs": len(runs),
@@ -214,14 +220,15 @@ def _build_alarm_table(summary: Row) -> str:
 
     def cells(row: Row, guard: Row) -> list[str]:
         rang = [f"{guard['rang_gamed']} of {row['gamed']}", f"{guard['rang_other']} of {row['others']}"]
-        return [*rang, say(guard["kept_share"]), say(guard["kept_least"])]
+        enough = f"{guard['kept_enough']} of {row['rose']}"
+        return [*rang, say(guard["kept_share"]), say(guard["kept_least"]), enough]
 
     rows = [
         [escape(arm), str(row["rose"]), str(row["gamed"]), say(row["end_share"]), *cells(row, row), *cells(row, alone)]
         for arm, row in summary["alarms"].items()
         for alone in [row["without_fresh_votes"]]
     ]
-    heads = ["alarm rang on gamed", "on others", "best gold kept, mean", "least"]
+    heads = ["alarm rang on gamed", "on others", "best gold kept, mean", "least", f"at least {KEPT_ENOUGH:.0%} in"]
     head = ["reward", "gold rose", "gamed", "left unguarded", *heads, *heads]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     worlds = len({run["world"] for run in summary["runs"]})
@@ -229,9 +236,9 @@ def _build_alarm_table(summary: Row) -> str:
         f"<h2>The alarm, in {worlds} worlds</h2><p>Gamed: at the end gold is below its best by at least half a "
         "standard deviation of the reference&rsquo;s answers, and by a test, while the proxy is above. Shares are of "
         "the best gold gained, over the runs whose gold rose as clearly; below 0: worse than the reference. The last "
-        "four columns are of a judge whom nobody tells of the policy&rsquo;s own answers.</p>"
-        '<table><tr><th colspan="4"></th><th colspan="4">with fresh votes at each look</th>'
-        '<th colspan="4">without</th></tr>'
+        "five columns are of a judge whom nobody tells of the policy&rsquo;s own answers, and whose best is kept.</p>"
+        '<table><tr><th colspan="4"></th><th colspan="5">with fresh votes at each look</th>'
+        '<th colspan="5">without</th></tr>'
         f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
     )
 

@@ -21,7 +21,7 @@ from accord.types import Completion, Prompt, TextReward, derive_seed
 
 LETTERS = "abcdefghijkl"
 PROMPT_LETTERS, ANSWER_LETTERS = 4, 8
-TOY_PROMPTS = 8192
+TOY_PROMPTS = 11264
 MONOTONY_COST, MONOTONY_FREE = 5.0, 0.35
 """The toy's utility takes this much for a point of concentration beyond what is free (`build_letter_utility`)."""
 

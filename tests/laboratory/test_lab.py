@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from accord.cli import app
 from accord.laboratory import QUICK, render_lab, run_lab, summarise_lab
-from accord.laboratory.bench import Bench, BenchSettings, narrow_looks
+from accord.laboratory.bench import Bench, BenchSettings
 from accord.laboratory.experiment import list_arms
 from accord.laboratory.outcome import describe_outcome
 from accord.laboratory.world import build_letter_utility, build_toy_world
 from accord.types import Completion
 from tests.training.fakes import CollectingProgress
 
-TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60)
+TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60, tournament_prompts=16)
 SMALL = replace(QUICK, votes=(30, 60), members=2, bench=TINY)
 
 
@@ -49,7 +49,7 @@ def test_runs_hold_what_the_page_draws(folder: Path) -> None:
         assert run["looks"][0]["kl_nats"] == pytest.approx(0.0, abs=1e-3)
         assert (run["looks"][0]["disagreement"] is not None) == (run["members"] > 1)
     truth = next(run for run in runs if run["name"] == "truth")
-    assert all(look["proxy"] == look["gold"] for look in truth["looks"])
+    assert all(look["proxy"] == look["gold_seen"] for look in truth["looks"])
     golds = [row["gold"] for row in truth["best_of_n"]]
     assert golds == sorted(golds), "best of n by the truth itself never falls"
     summary = summarise_lab(runs)
@@ -58,14 +58,21 @@ def test_runs_hold_what_the_page_draws(folder: Path) -> None:
     assert 'http-equiv="Content-Security-Policy"' in page
     for arm in summary["arms"]:
         assert arm in page
+    kept = [
+        truth | {"rose": True, "kept_share": share, "without_fresh_votes": {"alarm": None, "kept_share": -1.0}}
+        for share in (0.95, 0.9, 0.5)
+    ]
+    counted = summarise_lab(kept)["alarms"]["truth"]
+    assert (counted["rose"], counted["kept_enough"], counted["kept_least"]) == (3, 2, 0.5)
+    assert counted["without_fresh_votes"]["kept_enough"] == 0
 
 
 def test_gold_rises_and_falls_while_the_proxy_rises() -> None:
     """The shape that the laboratory is for, in one world: a proxy of 5000 noisy votes, optimised to the end."""
     torch.set_num_threads(1)
     bench = Bench(build_toy_world(100), BenchSettings(), 100)
-    looks = narrow_looks(bench.optimise(bench.fit_proxy(5000)), 128)
-    found = describe_outcome([looks[: i + 1] for i in range(len(looks))], 0.05)
+    looks, _ = bench.optimise(bench.fit_proxy(5000))
+    found = describe_outcome([looks[: i + 1] for i in range(len(looks))], [look.gold or () for look in looks], 0.05)
     assert found["rose"] and found["gamed"]
     assert 1 <= found["peak_look"] <= 6
     assert found["fall"] > 2, "in deviations of the reference's answers"
@@ -82,6 +89,26 @@ def test_the_toys_truth_by_hand() -> None:
     mixed = build_letter_utility(3)(build_toy_world(3).prompts[0], Completion.from_text("abababab"))
     # one letter: its worth less 5 (1 - 0.35); two in turn: their mean less 5 (0.5 - 0.35)
     assert mixed == pytest.approx((worth["a"] + worth["b"]) / 2 + 5 * 0.65 - 5 * 0.15)
+
+
+def test_the_best_look_wins_as_many_votes_as_flips_allow() -> None:
+    """Three rows, each better than the next by every answer: 3/4, 1/2, 1/4 of the votes, a quarter being flipped."""
+    bench = Bench(build_toy_world(3), replace(TINY, tournament_prompts=2000), 3)
+    letters = [Completion.from_text(letter * 8) for letter in "abcdefghijkl"]
+    worst, *_, middle, best = sorted(letters, key=lambda answer: bench.world.utility(bench.tournament[0], answer))
+    rows = [[answer] * 2000 for answer in (middle, best, worst)]
+    shares = bench.compete(rows, 0)
+    assert sum(shares) == pytest.approx(1.5), "each vote has one winner, and a row has half of the votes of all pairs"
+    assert shares == pytest.approx([0.5, 0.75, 0.25], abs=4 * (1 / 4 / 4000) ** 0.5)
+    assert bench.compete([rows[0]] * 4, 0) == [0.5] * 4 and bench.compete(rows[:1], 0) == [0.5]
+
+
+def test_nobodys_prompts_are_anothers() -> None:
+    bench = Bench(build_toy_world(3), BenchSettings(), 3)
+    uses = [bench.validation, bench.fresh, bench.normal, bench.rollout, bench.judged, bench.voted]
+    uses += [bench.golden, bench.tournament]
+    assert [len(prompts) for prompts in uses] == [128, 128, 128, 1024, 1500, 5284, 1024, 2048]
+    assert len({prompt.id for prompts in uses for prompt in prompts}) == sum(map(len, uses))
 
 
 def test_an_unknown_experiment_is_refused() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
-from accord.laboratory.outcome import CLEAR_DEVIATIONS, describe_outcome, find_alarm, is_clearly_below
+from accord.laboratory.outcome import CLEAR_DEVIATIONS, choose_kept, describe_outcome, find_alarm, is_clearly_below
 from accord.looks import Look
 from accord.types import Completion, Prompt
 
@@ -39,6 +40,13 @@ def make_looks(
     return looks
 
 
+def describe(
+    views: Sequence[Sequence[Look]], compete: Callable[[int], Sequence[float]] | None = None
+) -> dict[str, Any]:
+    """The outcome where the truth is measured on the looks' own answers."""
+    return describe_outcome(views, [look.gold or () for look in views[-1]], 0.05, compete)
+
+
 def list_views(looks: Sequence[Look]) -> list[Sequence[Look]]:
     """The looks so far at each look, by a judge who does not change."""
     return [looks[: count + 1] for count in range(len(looks))]
@@ -47,7 +55,7 @@ def list_views(looks: Sequence[Look]) -> list[Sequence[Look]]:
 def test_a_run_that_rises_and_falls_is_gamed_and_its_peak_is_kept() -> None:
     golds = [0.0, 1.0, 2.0, 1.8, 0.5, -1.0]
     looks = make_looks(golds, proxies=[0, 1, 2, 3, 4, 5], judged=golds)
-    found = describe_outcome(list_views(looks), 0.05)
+    found = describe(list_views(looks))
     assert found["rose"] and found["gamed"]
     assert found["peak_look"] == found["kept_look"] == 2
     assert found["alarm"] is not None and found["alarm"]["look"] > 2
@@ -58,7 +66,7 @@ def test_a_run_that_rises_and_falls_is_gamed_and_its_peak_is_kept() -> None:
 
 def test_a_run_that_only_rises_is_not_gamed() -> None:
     golds = [0.0, 1.0, 1.5, 1.75, 1.8, 1.7]
-    found = describe_outcome(list_views(make_looks(golds, proxies=golds, judged=golds)), 0.05)
+    found = describe(list_views(make_looks(golds, proxies=golds, judged=golds)))
     assert found["rose"] and not found["gamed"], "a tenth of a deviation is no clear fall"
     assert found["kept_look"] == 4 and found["kept_share"] == pytest.approx(1.0)
     assert found["end_share"] == pytest.approx(1.7 / 1.8)
@@ -66,12 +74,12 @@ def test_a_run_that_only_rises_is_not_gamed() -> None:
 
 def test_a_fall_that_the_proxy_does_not_reward_is_no_gaming() -> None:
     golds = [0.0, 2.0, 0.5]
-    assert describe_outcome(list_views(make_looks(golds, proxies=[0, 2, 3], judged=golds)), 0.05)["gamed"]
-    assert not describe_outcome(list_views(make_looks(golds, proxies=[0, 2, 1], judged=golds)), 0.05)["gamed"]
+    assert describe(list_views(make_looks(golds, proxies=[0, 2, 3], judged=golds)))["gamed"]
+    assert not describe(list_views(make_looks(golds, proxies=[0, 2, 1], judged=golds)))["gamed"]
 
 
 def test_nothing_is_kept_of_a_gain_that_never_was() -> None:
-    found = describe_outcome(list_views(make_looks([0.0, 0.2, -1.0], proxies=[0, 1, 2], judged=[0.0, 0.2, -1.0])), 0.05)
+    found = describe(list_views(make_looks([0.0, 0.2, -1.0], proxies=[0, 1, 2], judged=[0.0, 0.2, -1.0])))
     assert not found["rose"] and found["gamed"]
     assert found["kept_share"] is None and found["end_share"] is None
 
@@ -81,7 +89,7 @@ def test_the_look_that_rings_is_not_kept() -> None:
     looks = make_looks([0, 1, 2, -2, -2], proxies=[0, 1, 2, 3, 4], judged=[0, 1, 2, -2, 9])
     rang = find_alarm(list_views(looks), 0.05)
     assert rang is not None and rang["look"] == 3
-    assert describe_outcome(list_views(looks), 0.05)["kept_look"] == 2
+    assert describe(list_views(looks))["kept_look"] == 2
 
 
 def test_clearly_below_needs_both_size_and_certainty() -> None:
@@ -100,6 +108,23 @@ def test_what_is_known_at_a_look_decides_there() -> None:
     told = make_looks(golds, proxies=[0, 1, 2, 3, 4], judged=golds)
     views = [*list_views(fooled)[:4], told]
     assert find_alarm(list_views(fooled), 0.05) is None
-    found = describe_outcome(views, 0.05)
+    found = describe(views)
     assert found["alarm"]["look"] == 4 and found["kept_look"] == 2
-    assert describe_outcome(list_views(fooled), 0.05)["kept_look"] == 4
+    assert describe(list_views(fooled))["kept_look"] == 4
+
+
+def test_people_choose_among_the_looks_before_the_alarm() -> None:
+    """A judge who takes a worse look for the best is put right by votes, which nobody casts on what comes after."""
+    golds = [0.0, 2.0, 1.5, -2.0]
+    looks = make_looks(golds, proxies=[0, 1, 2, 3], judged=[0.0, 1.8, 2.0, -2.0])
+    asked = []
+
+    def compete(count: int) -> list[float]:
+        asked.append(count)
+        return [0.4, 0.6, 0.5, 0.9][:count]
+
+    found = describe(list_views(looks), compete)
+    assert found["alarm"]["look"] == 3 and asked == [3]
+    assert found["kept_look"] == 1 and found["kept_share"] == pytest.approx(1.0)
+    assert found["judged_share"] == pytest.approx(0.75)
+    assert choose_kept(looks) == 2
