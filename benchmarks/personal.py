@@ -53,6 +53,7 @@ from accord.training.personal import (
     fit_people,
     gather_votes,
     predict_votes,
+    weigh_features,
 )
 from accord.training.sequences import TokenTree, build_batch, cache_trunk, encode_tree, iterate_buckets
 from accord.training.tastes import find_axes
@@ -247,13 +248,14 @@ def measure(
     else:
         path = options.work / f"{'-'.join(map(str, cell))}.npy"
         scores = keep(path, lambda: fit_common(base, trees, cast, apart, path.with_suffix(""), cell.seed, options))
-    fitted = fit_people(look_up(cast, scores), list(look_up(fresh_cast, scores).values()))
+    heard = list(look_up(fresh_cast, scores).values())
+    fitted = fit_people(look_up(cast, scores), heard, weights=weigh_features(features.shape[1]))
     tests = look_up(cast_votes(unseen, utilities, names, len(unseen), cell.seed, options.skill), scores)
     label = f"{cell.taste}, {cell.kind}, {cell.votes} votes each, {options.common}"
     yield score_known(fitted, {name: tests[name] for name in names[people]}, label)
     if opposed:
-        pool = look_up(cast_votes(known, utilities, names, len(known), cell.seed, options.skill), scores)
-        new = names[options.people :]
+        new, theirs = names[options.people :], utilities[options.people :]
+        pool = look_up(cast_votes(known, theirs, new, len(known), cell.seed, options.skill), scores)
         yield from score_new(fitted, {n: pool[n] for n in new}, {n: tests[n] for n in new}, label, cell.seed)
 
 

@@ -31,6 +31,7 @@ from accord.training.personal import (
     is_apart,
     predict_votes,
     scale_scores,
+    weigh_features,
 )
 from accord.types import Completion, Prompt, Vote
 from accord.workspace import Draft, Workspace
@@ -101,7 +102,8 @@ def _fit(context: RunContext, stage: Stage, draft: Draft, part: str) -> None:
     place = {answer: i for i, answer in enumerate(answers)}
     common = scores.double().cpu().numpy()
     known, heard, tests = (_gather(table, place, common, features) for table in (own, fresh, unseen))
-    people = scale_scores(fit_people(known, list(heard.values())), common, features)
+    fitted = fit_people(known, list(heard.values()), weights=weigh_features(features.shape[1]))
+    people = scale_scores(fitted, common, features)
     if part == "proxy":  # who has votes on no prompt of the judge's is judged as everybody
         require_served(context.config.reward.serve, people.shifts, "reward.serve")
     people.save(draft.folder)

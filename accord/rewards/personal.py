@@ -5,8 +5,9 @@ the people's file. Leaves out fitting the corrections (`training.personal`).
 
 The features come from the frozen layers that all roles share, not from the reward model: its last state is trained to
 hold one number, the common score, and where people disagree their votes cancel and teach it nothing. The mean state
-over the answer tells its tone and its words; the last one tells how it ended. PPO and the reward model have these
-states already, so that a personal score costs no pass of its own.
+over the answer tells its tone and its words; the last one tells how it ended; and the number of tokens, which a mean
+forgets, how long it is. PPO and the reward model have these states already, so that a personal score costs no pass of
+its own.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def describe_answers(
     answers: Bool[Tensor, "B T"],
     trunk: Float[Tensor, "B T H"] | None = None,
 ) -> Float[Tensor, "B F"]:
-    """phi, F = 2 H, float32: the trunk's mean state over the tokens where `answers`, and that of the last real token.
+    """phi, F = 2 H + 1, float32: the trunk's mean state over the n tokens where `answers`, the state of the last real
+    token, and log(1 + n).
 
     Where the base is not split, the reference's last hidden states stand for the trunk's. An answer without tokens has
     a mean of 0.
@@ -160,7 +162,8 @@ def describe_answers(
     assert trunk is not None, "a split base computes a trunk"
     states, weights = trunk.float(), answers.to(trunk.device).float()
     total = torch.einsum("bth,bt->bh", states, weights)
-    mean = total / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+    count = weights.sum(dim=1, keepdim=True)
+    mean = total / count.clamp(min=1.0)
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     last = (attention_mask.long() * columns).argmax(dim=1).to(states.device)
-    return torch.cat([mean, states[torch.arange(len(states), device=states.device), last]], dim=1)
+    return torch.cat([mean, states[torch.arange(len(states), device=states.device), last], count.log1p()], dim=1)

@@ -42,6 +42,8 @@ FLOOR = 1e-6
 LEAST_SLOPE = 0.05
 """Of the common margin: a reward model that is worse than chance on fresh votes is left out, not turned round."""
 BATCH_TOKENS = 4096
+LAST_SHARE = LENGTH_SHARE = 0.1
+"""How much of a taste is looked for in an answer's last state and in its length, where 1 is for its mean state."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,30 @@ def compute_answer_features(base: Base, answers: Sequence[tuple[Prompt, Completi
         batch = build_batch(base, [trees[i] for i in group])
         return describe_answers(base, batch.input_ids, batch.attention_mask, batch.branches >= 1).cpu()
 
-    features = torch.zeros(len(trees), 2 * base.hidden_size)
+    features = torch.zeros(len(trees), 2 * base.hidden_size + 1)
     for group, found in zip(groups, map_shared(describe, groups), strict=True):
         features[group] = found
     return features.double().numpy()
 
 
-def fit_people(votes: Mapping[str, Votes], fresh: Sequence[Votes] = ()) -> People:
+def weigh_features(width: int) -> Floats:
+    """(F,) prior deviations of a taste's coefficients on the F = `width` features of `describe_answers`, in deviations.
+
+    Squared they sum to 1 for the mean state, LAST_SHARE for the last one and LENGTH_SHARE for the length, times H: the
+    last state says little of tone and words, and with as much of a prior as the mean its noise would drown them.
+    """
+    hidden = width // 2
+    shares = np.concatenate([np.ones(hidden), np.full(hidden, LAST_SHARE), [hidden * LENGTH_SHARE]])
+    return np.asarray(np.sqrt(shares))
+
+
+def fit_people(votes: Mapping[str, Votes], fresh: Sequence[Votes] = (), *, weights: Floats | float = 1.0) -> People:
     """Everybody's corrections, the directions they live in, and the prior they share.
 
     beta is fitted to all votes and, from there, to `fresh`, those on pairs that the common model was not fitted on:
     of its own pairs it knows more than it will ever know again. V has as many directions as votes held back bear out,
-    and is shortened to what they do (`choose_tastes`). Sigma by EM: given Sigma, delta_j is the mode of its posterior
+    and is shortened to what they do (`choose_tastes`); weights (F,) as in `weigh_features`, for all features alike by
+    default. Sigma by EM: given Sigma, delta_j is the mode of its posterior
     and C_j = (D^T W D + Sigma^-1)^-1 its covariance; given these, Sigma = mean_j (delta_j delta_j^T + C_j). Of scores
     see `scale_scores`.
 
@@ -99,7 +113,7 @@ def fit_people(votes: Mapping[str, Votes], fresh: Sequence[Votes] = ()) -> Peopl
     """
     if not any(len(own.chosen) for own in votes.values()):
         raise DataError("nobody has voted", where="fit_people", mend="gather votes with annotators")
-    axes = find_axes(np.concatenate([own.features for own in votes.values()]))
+    axes = find_axes(np.concatenate([own.features for own in votes.values()]), weights)
     slope = fit_slope(*_join(votes.values()))
     slope = max(LEAST_SLOPE, fit_slope(*_join(fresh), towards=slope) if fresh else slope)
     rotated = {name: Votes(slope * own.margins, own.features @ axes, own.chosen) for name, own in votes.items()}

@@ -27,14 +27,15 @@ ROUNDS, STEPS = 10, 3
 SLOPE_STEPS = 20
 
 
-def find_axes(features: Floats, count: int = AXES) -> Floats:
-    """(F, P): the at most `count` largest principal axes of feature differences (n, F), each feature in deviations.
+def find_axes(features: Floats, weights: Floats | float = 1.0, count: int = AXES) -> Floats:
+    """(F, P): the at most `count` largest principal axes of feature differences (n, F), each in deviations
+    times its weight.
 
     One number scales them all so that the mean squared length of a difference is 1: the ridge of `find_tastes` then
     means the same for every model.
     """
     deviations = np.sqrt((features**2).mean(axis=0))
-    units = np.divide(1.0, deviations, out=np.zeros_like(deviations), where=deviations > 1e-9 * deviations.max())
+    units = np.divide(weights, deviations, out=np.zeros_like(deviations), where=deviations > 1e-9 * deviations.max())
     _, singular, rows = np.linalg.svd(features * units, full_matrices=False)
     kept = min(count, int((singular > 1e-9 * singular[0]).sum()))
     axes: Floats = units[:, None] * rows[:kept].T / (np.sqrt((singular**2).sum() / len(features)) or 1.0)

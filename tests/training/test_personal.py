@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from accord.training.personal import (
     is_apart,
     predict_votes,
     scale_scores,
+    weigh_features,
 )
-from accord.training.tastes import fit_slope
+from accord.training.tastes import find_axes, fit_slope
 from accord.types import Completion, Preference, Prompt
 from tests.training.fakes import CollectingProgress, MemoryCheckpoint, build_digit_base
 
@@ -126,6 +128,16 @@ def test_questions_are_those_of_the_largest_determinant() -> None:
     assert choose_questions(people, margins, features, 5) == expected
 
 
+def test_weights_are_the_prior_deviations_of_a_taste() -> None:
+    """By the closed form: axes z with z ~ N(0, I) are coefficients of variance weight^2 / variance of the feature."""
+    differences = np.random.default_rng(5).normal(size=(400, 9)) * np.linspace(0.1, 3.0, 9)
+    weights = weigh_features(9)
+    np.testing.assert_allclose(weights**2, [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.4])
+    axes = find_axes(differences, weights)
+    prior = np.diag(weights**2 / (differences**2).mean(axis=0)) / (weights**2).sum()
+    np.testing.assert_allclose(axes @ axes.T, prior, atol=1e-9)
+
+
 def build_fitted_base(split: int) -> Base:
     """A reward model for many 3s on a random model of digits."""
     base = build_digit_base(4, eos=True, split=split)
@@ -168,7 +180,7 @@ def test_tastes_in_text_are_told_apart_on_the_states_of_a_model(split: int) -> N
     """Where the taste is of the text, the reward model knows nothing of it, and features come from the model itself."""
     base = build_fitted_base(split)
     for opposed in (True, False):
-        people = fit_people(cast(base, 20, 40, opposed, seed=1))
+        people = fit_people(cast(base, 20, 40, opposed, seed=1), weights=weigh_features(2 * base.hidden_size + 1))
         unseen = cast(base, 20, 100, opposed, seed=2)
         personal, common = (measure_accuracy(people, unseen, personal=flag) for flag in (True, False))
         apart = sum(is_apart(people, name) for name in unseen)
@@ -181,7 +193,7 @@ def test_tastes_in_text_are_told_apart_on_the_states_of_a_model(split: int) -> N
 
 
 @pytest.mark.parametrize("split", [0, 1])
-def test_features_are_the_mean_over_the_answer_and_its_end(split: int) -> None:
+def test_features_are_the_mean_over_the_answer_its_end_and_its_length(split: int) -> None:
     """Against transformers' own list of hidden states, each answer alone and without padding."""
     base = build_digit_base(4, eos=True, split=split)
     answers = [(Prompt(text="01"), Completion.from_text(text)) for text in ("3", "2213", "012301")]
@@ -191,7 +203,8 @@ def test_features_are_the_mean_over_the_answer_and_its_end(split: int) -> None:
         ids = torch.tensor([head + base.tokens.encode_completion(answer)])
         with torch.no_grad():
             states = base.model(ids, output_hidden_states=True).hidden_states[split or -1][0]
-        expected = torch.cat([states[len(head) :].mean(dim=0), states[-1]])
+        length = torch.tensor([math.log(1 + len(ids[0]) - len(head))])
+        expected = torch.cat([states[len(head) :].mean(dim=0), states[-1], length])
         np.testing.assert_allclose(row, expected.numpy(), atol=1e-5)
 
 
@@ -199,7 +212,7 @@ def test_whom_a_policy_can_serve(tmp_path: Path) -> None:
     """On a fitted reward model, from a file; with and without the trunk that PPO has."""
     base = build_fitted_base(1)
     source = np.random.default_rng(0)
-    scores, features = source.normal(size=200), source.normal(1.0, size=(200, 2 * base.hidden_size))
+    scores, features = source.normal(size=200), source.normal(1.0, size=(200, 2 * base.hidden_size + 1))
     people = scale_scores(fit_people(cast(base, 6, 60, opposed=True, seed=1)), scores, features)
     people.save(tmp_path)
     again = People.load(tmp_path)
