@@ -39,7 +39,7 @@ BLOCK_TOKENS = 32
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(__doc__ or "")
+    parser = build_parser(__doc__ or "", roofs=True)
     parser.add_argument("--only", choices=ENGINES, action="append", help="may be given again (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each engine")
     for name, default in (("rows", 32), ("prompt-tokens", 64), ("shortest", 8), ("longest", 128)):

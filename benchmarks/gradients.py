@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(__doc__ or "")
+    parser = build_parser(__doc__ or "", dtype=False)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", type=int, default=-1)
     parser.add_argument("--reward", choices=TEXT_REWARDS, default="second_person")

@@ -35,7 +35,7 @@ from benchmarks.tables import format_table, summarize, write_json
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(__doc__ or "")
+    parser = build_parser(__doc__ or "", roofs=True)
     parser.add_argument("--part", choices=PARTS, action="append", help="may be given again (default: all)")
     parser.add_argument("--repeats", type=int, default=15)
     for name, default in (("rows", 8), ("tokens", 112), ("decoding-rows", 64), ("cached-tokens", 96)):

@@ -41,7 +41,7 @@ PHASES = ("sample", "experience", "score", "optimise")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(__doc__ or "")
+    parser = build_parser(__doc__ or "", roofs=True)
     parser.add_argument("--peer", choices=PEERS, help="run this peer after ours")
     parser.add_argument("--peer-python", default=".venv-peer/bin/python", help="a Python that has TRL 1.10 and PEFT")
     parser.add_argument("--only", choices=["ours", "peer"], help="run a part; --json joins the parts to one table")

@@ -52,7 +52,7 @@ FIXED = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = build_parser(__doc__ or "")
+    parser = build_parser(__doc__ or "", dtype=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--dtypes", choices=DTYPES, nargs="+", default=list(DTYPES), help="what is run now")
     parser.add_argument("--split", type=int, default=-1)

@@ -112,12 +112,17 @@ def run_command(parent: Callable[[argparse.Namespace], None], child: Callable[[d
         sys.exit(error.exit_code)
 
 
-def build_parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` explains the work: the module's own words, with the options that all benchmarks share."""
+def build_parser(docstring: str, *, dtype: bool = True, roofs: bool = False) -> argparse.ArgumentParser:
+    """A parser whose `--help` explains the work: the module's own words, with the options that benchmarks share.
+
+    dtype: whether the work is done in one that may be chosen. roofs: whether the machine's are measured.
+    """
     parser = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2", help="a folder of safetensors, or a name that Accord knows")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    if dtype:
+        parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each contestant")
     parser.add_argument("--json", type=Path, help="write the result here; rows of earlier runs in it are kept")
-    parser.add_argument("--quick", action="store_true", help="measure the machine's roofs in a second, roughly")
+    if roofs:
+        parser.add_argument("--quick", action="store_true", help="measure the machine's roofs in a second, roughly")
     return parser

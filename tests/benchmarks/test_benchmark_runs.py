@@ -15,13 +15,16 @@ COMMANDS = {
     "generate": generate, "gradients": gradients, "kernels": kernels, "ppo": ppo, "precision": precision,
     "scaling": scaling, "time_to_reward": time_to_reward,
 }  # fmt: skip
+BOTH_DTYPES, WITH_ROOFS = {"gradients", "precision"}, {"generate", "kernels", "ppo"}
 TINY_UPDATE = ["--prompts", "4", "--new-tokens", "5", "--epochs", "1", "--iterations", "2"]
 
 
 def start(name: str, model: Path, folder: Path, *options: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
-    common = ["--model", str(model), "--dtype", "float32", "--threads", "1", "--quick", "--json", str(path)]
-    COMMANDS[name].main([*common, *options])
+    common = ["--model", str(model), "--threads", "1", "--json", str(path)]
+    dtype = [] if name in BOTH_DTYPES else ["--dtype", "float32"]
+    quick = ["--quick"] if name in WITH_ROOFS else []
+    COMMANDS[name].main([*common, *dtype, *quick, *options])
     result: dict[str, Any] = json.loads(path.read_text())
     assert result["benchmark"] == name
     assert {"date", "machine", "work", "rows"} <= result.keys()
@@ -155,7 +158,7 @@ def test_a_missing_peer_is_said_before_any_work(
 ) -> None:
     missing = str(tmp_path / "python")
     with pytest.raises(SystemExit) as stopped:
-        COMMANDS[name].main(["--model", str(tiny_model), "--quick", "--peer", "trl", "--peer-python", missing])
+        COMMANDS[name].main(["--model", str(tiny_model), "--peer", "trl", "--peer-python", missing])
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert missing in message
