@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from accord.config.schema import PpoSection, SampleSection
-from accord.functional import compute_sequence_kl
 from accord.models import Base, LoraSettings, load_base
 from accord.rewards import LearnedReward, score_in_parts
 from accord.rollout import Sampler
 from accord.training import train_ppo
-from accord.training.experience import compute_trunk, read_rollout
-from accord.training.selection import EVALUATION_BATCH
-from accord.types import Prompt, RewardSource, Rollout, derive_seed
+from accord.training.selection import Judge, summarise_look
+from accord.types import Prompt, RewardSource, Rollout
 from accord.workspace import FolderCheckpoint
 from benchmarks.counting import ModelShape, PhaseCounter, Work
 from benchmarks.machine import synchronize
@@ -187,19 +185,11 @@ def evaluate_policy(
     base: Base, prompts: Sequence[Prompt], reward: RewardSource, work: Mapping[str, Any]
 ) -> dict[str, float]:
     """Mean reward and KL (nats a sequence) of `evaluation_answers` answers of the policy, the same draws every time."""
-    count, temperature = work["evaluation_answers"], work["temperature"]
-    rollout = Sampler(base).generate(
-        "policy", [prompts[i % len(prompts)] for i in range(count)],
-        seeds=[derive_seed(0, "afterwards", i) for i in range(count)],
-        max_new_tokens=work["new_tokens"], temperature=temperature,
-    )  # fmt: skip
-    trunk = compute_trunk(base, rollout, EVALUATION_BATCH)
-    ours, theirs = (
-        read_rollout(base, role, rollout, temperature=temperature, micro_batch_size=EVALUATION_BATCH, trunk=trunk)
-        for role in ("policy", None)
-    )
-    kl = compute_sequence_kl(ours.logprobs, theirs.logprobs, rollout.completion_mask)
-    return {"reward_afterwards": float(reward(rollout).mean()), "kl_nats_afterwards": float(kl.mean())}
+    asked = [prompts[i % len(prompts)] for i in range(work["evaluation_answers"])]
+    sample = SampleSection(max_new_tokens=work["new_tokens"], temperature=work["temperature"])
+    judge = Judge(base, "policy", None, Sampler(base), reward, reward, asked, sample, MAX_KL_NATS, seed=0)
+    found = summarise_look(judge.take_look(0, "afterwards"))
+    return {"reward_afterwards": found["heldout_score"], "kl_nats_afterwards": found["heldout_kl_nats"]}
 
 
 def run_fixed_work(work: Mapping[str, Any], split: int, *, scorers: Sequence[str] = ("reward",)) -> dict[str, Any]:
