@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tiny import build_tiny_model
 
+from accord import loop
 from accord.cli.project import create_project
-from accord.workspace import Workspace
+from accord.config import load_config
+from accord.types import Silence
+from accord.workspace import Artifact, Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,3 +50,18 @@ def hash_artifacts(folder: Path) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def run_rounds(folder: Path, settings: Sequence[str]) -> list[dict[str, Any]]:
+    """Run the loop; the report of every round."""
+    loop.run(Workspace(folder), load_config(folder, settings), Silence())
+    paths = sorted((folder / "rounds").glob("*/report.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def find_stages(folder: Path, settings: Sequence[str], kind: str) -> list[Artifact]:
+    """The finished artifacts of one kind, by round."""
+    workspace = Workspace(folder)
+    stages = [s for s in loop.build_stages(workspace, load_config(folder, settings)) if s.kind == kind]
+    found = [workspace.find(kind, stage.key) for stage in stages]
+    return [artifact for artifact in found if artifact]

@@ -1,4 +1,4 @@
-"""The sections of accord.toml that keep a loop honest: rounds, alarm, guard. See `accord/config/schema.py`."""
+"""The sections of accord.toml that keep a loop honest: rounds, alarm, tournament, guard. See `schema.py`."""
 
 from __future__ import annotations
 
@@ -66,6 +66,17 @@ class AlarmSection(Section):
     )
     disputed: int = Field(
         16, ge=0, description="Answers where proxy and judge part most, asked first in the next round after an alarm."
+    )
+
+
+class TournamentSection(Section):
+    """Annotators choose which checkpoint of a run is kept, and not the held-out judge: docs/tournament.md."""
+
+    votes: int = Field(
+        0,
+        ge=0,
+        description="Cast in every round, one a pair, on answers of the checkpoints that no alarm spoke of; 0: the "
+        "held-out judge's best is kept.",
     )
 
 

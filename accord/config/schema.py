@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from accord.config.computing import ComputeSection
-from accord.config.guarding import AlarmSection, GuardSection, RoundsSection
+from accord.config.guarding import AlarmSection, GuardSection, RoundsSection, TournamentSection
 from accord.config.rewarding import RewardSection
 from accord.config.section import Section
 
@@ -334,6 +334,7 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     rounds: RoundsSection = RoundsSection()
     alarm: AlarmSection = AlarmSection()
+    tournament: TournamentSection = TournamentSection()
     guard: GuardSection = GuardSection()
     compute: ComputeSection = ComputeSection()
 
@@ -357,6 +358,15 @@ class Config(Section):
                     'compute.memory_gb does not measure weights in parts: with compute.shard = "full", set '
                     "ppo.micro_batch_size by hand"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tournament_needs_annotators(self) -> Config:
+        if self.tournament.votes and self.feedback.source == "votes":
+            raise ValueError(
+                "tournament.votes asks annotators while the loop runs: it needs feedback.source = "
+                '"people" or "simulated"'
+            )
         return self
 
     @model_validator(mode="after")

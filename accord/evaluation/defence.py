@@ -1,4 +1,4 @@
-"""The gate's decision and the alarm in plain words, and the table of rounds, for the page and the terminal.
+"""Gate, tournament and alarm in plain words, and the table of rounds, for the page and the terminal.
 
 Implements sentences from the numbers of report.json. Leaves out the decisions themselves (`gate`, `alarm`) and layout.
 """
@@ -88,6 +88,48 @@ def list_guards(report: Report) -> list[GuardRow]:
             RESULT_TONES[guard["result"]],
         )
         for guard in (report.get("gate") or {}).get("guards") or ()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """One checkpoint of a tournament on the page: update, how many heats it lasted, and its share of its duels."""
+
+    update: int
+    heats: int
+    share: str
+    judge: str
+    kept: bool
+
+
+def judge_tournament(report: Report) -> Finding | None:
+    """Which checkpoint annotators kept, and which one the judge would have; None where there was no tournament."""
+    contest = report.get("tournament")
+    if not contest:
+        return None
+    update, judged = contest["update"], contest["judged_update"]
+    voters = "Simulated annotators" if (report.get("feedback") or {}).get("simulated") else "People"
+    also = "as the held-out judge would have" if update == judged else f"where the held-out judge would keep {judged}"
+    heats = contest["heats"]
+    count = len(heats[0]["entrants"]) if heats else 0
+    detail = f"By {contest['votes']:,} votes on pairs of answers of {count} checkpoints; the better half of each heat "
+    detail += "went on. An alarm, or KL beyond its budget, keeps a checkpoint out."
+    return Finding(f"{voters} kept update {update}, {also}", detail, "good" if contest["votes"] else "unmeasured")
+
+
+def list_checkpoints(report: Report) -> list[CheckpointRow]:
+    """Every checkpoint of the tournament, those that came furthest first."""
+    contest = report.get("tournament") or {"heats": ()}
+    judged = {row["update"]: row.get("heldout_score") for row in (report.get("policy") or {}).get("history") or ()}
+    shares = {e: s for heat in contest["heats"] for e, s in zip(heat["entrants"], heat["shares"], strict=True)}
+    lasted = {update: sum(update in heat["entrants"] for heat in contest["heats"]) for update in shares}
+    kept = contest.get("update")
+    order = sorted(shares, key=lambda update: (update != kept, -lasted[update], -shares[update], update))
+    return [
+        CheckpointRow(
+            update, lasted[update], say_percent(shares[update]), say_number(judged.get(update)), update == kept
+        )
+        for update in order
     ]
 
 

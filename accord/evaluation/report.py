@@ -24,7 +24,9 @@ from accord.evaluation.comparison import SIDES
 from accord.evaluation.defence import (
     judge_drift,
     judge_promotion,
+    judge_tournament,
     list_alarms,
+    list_checkpoints,
     list_guards,
     list_suspects,
     say_power,
@@ -104,6 +106,8 @@ def render_report(report: Report) -> str:
         checks=list_checks(report),
         promotion=judge_promotion(report),
         power=say_power(report),
+        contest=judge_tournament(report),
+        checkpoints=list_checkpoints(report),
         guards=list_guards(report),
         alarms=list_alarms(report),
         suspects=list_suspects(report),

@@ -47,10 +47,14 @@ class Progress:
         return {**asdict(self), "complete": self.complete}
 
 
-def read_progress(connection: Connection, round: int | None, now: datetime | None) -> Progress:
+def read_progress(
+    connection: Connection, round: int | None, now: datetime | None, source: str | None = None
+) -> Progress:
     """The counts now. A lease whose time has run out does not count, whether or not it was taken back yet."""
     plain = items.c.gold.is_(None) & items.c.repeat_of.is_(None)
     scope = items.c.round == round if round is not None else items.c.id.is_not(None)
+    if source is not None:
+        scope &= items.c.source == source
     places = items.c.overlap - items.c.answered
     sums = connection.execute(
         select(

@@ -201,10 +201,10 @@ class Queue:
                 stream=self._stream,
             )
 
-    def progress(self, *, round: int | None = None, now: datetime | None = None) -> Progress:
-        """How far a round (None: everything) is. See `Progress`."""
+    def progress(self, *, round: int | None = None, source: str | None = None, now: datetime | None = None) -> Progress:
+        """How far a round (None: everything) is, or the part of it whose items came from `source`. See `Progress`."""
         with self.database.read() as connection:
-            return read_progress(connection, round, now)
+            return read_progress(connection, round, now, source)
 
     def done_by(self, annotator: str) -> int:
         """How many of the annotator's answers stand."""

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from accord.config.schema import AnnotatorSection, PpoSection, RewardModelSection, SampleSection
 from accord.evaluation.overoptimization import compute_best_of_n
+from accord.evaluation.tournament import Duel, hold_tournament
 from accord.feedback.consensus import compute_consensus
 from accord.feedback.simulate import simulate_votes
 from accord.functional import compute_best_of_n_kl
@@ -32,6 +33,8 @@ from accord.types import Completion, Forgetful, Preference, Prompt, RewardSource
 
 VALIDATION, NORMALIZE, CANDIDATE_PROMPTS, ROLLOUT_PROMPTS = 128, 128, 64, 1024
 """Prompts of the looks (and as many again for fresh votes), of normalisation, of best-of-n, of PPO."""
+TOURNAMENT_PROMPTS = 2048
+"""Prompts on which people choose between looks."""
 GOLD_PROMPTS = 1024
 """Prompts on which the truth of every look is measured. They choose nothing."""
 FRESH_EPOCHS, REPLAY = 2, 400
@@ -48,7 +51,7 @@ class BenchSettings:
     """flips: share of votes that are wrong. judge_pairs: of the reference's answers, that the judge is first fitted on.
 
     judge_votes: on each of its pairs. updates, looks: of each PPO run, and how often it is looked at, which divides
-    them. candidates: N of best-of-n. tournament_prompts: on which people vote between looks.
+    them. candidates: N of best-of-n. tournament_votes: with which people choose among a run's looks.
     """
 
     flips: float = 0.25
@@ -57,7 +60,7 @@ class BenchSettings:
     updates: int = 60
     looks: int = 12
     candidates: int = 256
-    tournament_prompts: int = 2048
+    tournament_votes: int = 4096
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,14 @@ class BenchRun:
     """What `Bench.run` found.
 
     looks: on the validation prompts, by the judge as first fitted. views: the looks so far as they are known at each
-    (`Bench.judge_afresh`). gold: a row a look, the truth of its answers to other prompts. compete(n): what share of
-    people's votes each of the first n looks wins (`Bench.compete`). best_of_n: empty with a KL penalty.
+    (`Bench.judge_afresh`). gold: a row a look, the truth of its answers to other prompts. choose(n): which of the first
+    n looks people choose (`Bench.choose`). best_of_n: empty with a KL penalty.
     """
 
     looks: Sequence[Look]
     views: Sequence[Sequence[Look]]
     gold: Sequence[Sequence[float]]
-    compete: Callable[[int], Sequence[float]]
+    choose: Callable[[int], int]
     best_of_n: Sequence[dict[str, float]]
 
 
@@ -114,7 +117,7 @@ class Bench:
             for count in (VALIDATION, VALIDATION, NORMALIZE, ROLLOUT_PROMPTS, settings.judge_pairs)
         )
         self.voted = list(prompts)
-        self.tournament, self.golden = (take_last(self.voted, n) for n in (settings.tournament_prompts, GOLD_PROMPTS))
+        self.tournament, self.golden = (take_last(self.voted, n) for n in (TOURNAMENT_PROMPTS, GOLD_PROMPTS))
 
     @cached_property
     def judge_preferences(self) -> list[Preference]:
@@ -141,11 +144,11 @@ class Bench:
         gold = [self.gold(self._answer(state, self.golden, "gold")).tolist() for state in weights]
         views = self.judge_afresh(looks, [self._answer(state, self.fresh, "fresh").completions for state in weights])
 
-        def compete(count: int) -> list[float]:
-            answers = [self._answer(state, self.tournament, "tournament").completions for state in weights[:count]]
-            return self.compete(answers, self._derive("tournament", arm.name))
+        @cache
+        def choose(count: int) -> int:
+            return self.choose(weights[:count], self._derive("tournament", arm.name))
 
-        return BenchRun(looks, views, gold, compete, best_of)
+        return BenchRun(looks, views, gold, choose, best_of)
 
     def fit_proxy(self, votes: int, members: int = 1) -> EnsembleReward:
         """The reward model of single votes on so many pairs of the reference's answers."""
@@ -203,24 +206,24 @@ class Bench:
         judge.ensemble.load_state(first)
         return views
 
-    def compete(self, answers: Sequence[Sequence[Completion]], seed: int) -> list[float]:
-        """Share of people's votes that each row of answers wins against the other rows; the same answer is half a win.
+    def choose(self, weights: Sequence[Mapping[str, Tensor]], seed: int) -> int:
+        """Which of these policies people keep, by the tournament that the loop holds (`loop.choosing`)."""
 
-        answers: a row a look, for the tournament's prompts. On each prompt the rows stand in a circle and each meets
-        the one that is so many places on as is drawn for the prompt: one vote a pair, two pairs a row.
-        """
-        count, rng = len(answers), random.Random(seed)
-        if count == 1:
-            return [0.5]
-        steps, wins = [rng.randrange(1, count) for _ in self.tournament], [0.0] * count
-        for row, ours in enumerate(answers):
-            rivals = [(row + step) % count for step in steps]
-            theirs = [answers[rival][i] for i, rival in enumerate(rivals)]
-            pairs = list(zip(self.tournament, ours, theirs, strict=True))
-            for rival, won in zip(rivals, self._judge_pairs(pairs, derive_seed(seed, row)), strict=True):
-                wins[row] += won
-                wins[rival] += 1 - won
-        return [won / (2 * len(self.tournament)) for won in wins]
+        def play(heat: int, duels: Sequence[Duel]) -> list[float]:
+            questions = sorted({duel.question for duel in duels})
+            prompts = [self.tournament[question % len(self.tournament)] for question in questions]
+            row = {question: place for place, question in enumerate(questions)}
+            answers = {
+                entrant: self._answer(weights[entrant], prompts, f"tournament {heat}").completions
+                for entrant in sorted({entrant for duel in duels for entrant in (duel.first, duel.second)})
+            }
+            pairs = [
+                (prompts[row[d.question]], answers[d.first][row[d.question]], answers[d.second][row[d.question]])
+                for d in duels
+            ]
+            return self._judge_pairs(pairs, derive_seed(seed, heat))
+
+        return hold_tournament(len(weights), self.settings.tournament_votes, play, seed=seed)[-1].order[0]
 
     def _judge_pairs(self, pairs: Sequence[Pair], seed: int) -> list[float]:
         """One vote on each pair: 1 where it prefers the first answer, 0 the second, 0.5 where they are the same."""

@@ -49,7 +49,7 @@ class LabSettings:
 
 QUICK = LabSettings(
     worlds=1, votes=(50, 500), regularized=0,
-    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32, tournament_prompts=256),
+    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32, tournament_votes=512),
 )  # fmt: skip
 """Seconds: for a first impression, and for tests."""
 
@@ -106,7 +106,7 @@ def run_world(settings: LabSettings, folder: Path, world: int) -> tuple[list[Row
 def describe_run(run: BenchRun, settings: LabSettings) -> Row:
     """What a run's file says of it."""
     alone = [run.looks[: i + 1] for i in range(len(run.looks))]
-    unaided = describe_outcome(alone, run.gold, settings.false_alarm_rate)
+    unaided = describe_outcome(alone, run.gold, settings.false_alarm_rate, run.choose)
     rows = [describe_look(look) for look in run.views[-1]]
     for row, look, gold in zip(rows, run.looks, run.gold, strict=True):
         row["heldout_alone"] = describe_look(look)["heldout"]
@@ -114,8 +114,8 @@ def describe_run(run: BenchRun, settings: LabSettings) -> Row:
     return {
         "looks": rows,
         "best_of_n": run.best_of_n,
-        **describe_outcome(run.views, run.gold, settings.false_alarm_rate, run.compete),
-        "without_fresh_votes": {name: unaided[name] for name in ("alarm", "kept_look", "kept_share")},
+        **describe_outcome(run.views, run.gold, settings.false_alarm_rate, run.choose),
+        "without_fresh_votes": {name: unaided[name] for name in ("alarm", "kept_look", "kept_share", "judged_share")},
     }
 
 

@@ -32,15 +32,15 @@ def describe_outcome(
     views: Sequence[Sequence[Look]],
     gold: Sequence[Sequence[float]],
     false_alarm_rate: float,
-    compete: Callable[[int], Sequence[float]] | None = None,
+    choose: Callable[[int], int] | None = None,
 ) -> dict[str, Any]:
     """Alarm, kept checkpoint and truth of a run; docs/lab.md explains the keys.
 
     views: the looks so far as they are known at each look; the last has all of them. gold: a row a look, the truth of
     its answers to prompts of their own, which decides nothing. gamed: gold ended clearly below its best look, and the
-    proxy above what it was there. kept_look: as `choose_kept` of the looks before the alarm; judged_share: of the one
-    that the judge would have kept. Shares are of what the best look of the run had gained, None where gold never
-    rose clearly.
+    proxy above what it was there. choose(n): which of the first n looks people keep (`Bench.choose`). kept_look: what
+    they keep of the looks before the alarm, without `choose` the judge's best; judged_share: of the judge's best.
+    Shares are of what the best look of the run had gained, None where gold never rose clearly.
     """
     looks, truth = views[-1], np.array(gold, dtype=np.float64)
     proxy, means = np.array([np.mean(look.proxy) for look in looks]), truth.mean(axis=1)
@@ -49,7 +49,8 @@ def describe_outcome(
     rose, fell = is_clearly_below(truth[0], truth[peak], scale), is_clearly_below(truth[-1], truth[peak], scale)
     alarm = find_alarm(views, false_alarm_rate)
     before = looks if alarm is None else views[alarm["look"]][:-1]
-    kept, judged = choose_kept(before, compete), choose_kept(before)
+    judged = max(range(len(before)), key=lambda number: sum(before[number].heldout))
+    kept = choose(len(before)) if choose else judged
     return {
         "alarm": alarm,
         "rose": rose,
@@ -70,15 +71,6 @@ def find_alarm(views: Sequence[Sequence[Look]], false_alarm_rate: float) -> dict
         if alarms := check_looks(looks, cfg, planned=len(views) - 1, max_kl_nats=math.inf):
             return {"look": number, **alarms[0].to_dict()}
     return None
-
-
-def choose_kept(looks: Sequence[Look], compete: Callable[[int], Sequence[float]] | None = None) -> int:
-    """The look that wins most of people's votes; without `compete` the one with the judge's highest mean.
-
-    compete(n): what share of the votes each of the first n looks wins against the others (`Bench.compete`).
-    """
-    scores = [sum(look.heldout) for look in looks] if compete is None else compete(len(looks))
-    return max(range(len(looks)), key=scores.__getitem__)
 
 
 def is_clearly_below(lower: NDArray[np.float64], higher: NDArray[np.float64], scale: float) -> bool:

@@ -235,8 +235,9 @@ def _build_alarm_table(summary: Row) -> str:
     return (
         f"<h2>The alarm, in {worlds} worlds</h2><p>Gamed: at the end gold is below its best by at least half a "
         "standard deviation of the reference&rsquo;s answers, and by a test, while the proxy is above. Shares are of "
-        "the best gold gained, over the runs whose gold rose as clearly; below 0: worse than the reference. The last "
-        "five columns are of a judge whom nobody tells of the policy&rsquo;s own answers, and whose best is kept.</p>"
+        "the best gold gained, over the runs whose gold rose as clearly; below 0: worse than the reference. Of the "
+        "looks before the alarm people choose the one that is kept. The last five columns are of a judge whom nobody "
+        "tells of the policy&rsquo;s own answers, as within one round of the loop.</p>"
         '<table><tr><th colspan="4"></th><th colspan="5">with fresh votes at each look</th>'
         '<th colspan="5">without</th></tr>'
         f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"

@@ -131,9 +131,10 @@ def build_selected(pairs: list[dict[str, Any]], source: str) -> Iterator[NewItem
         yield NewItem("comparison", prompt, sides, arm=arm, propensity=propensity, source=source)
 
 
-def wait_for_votes(context: RunContext, queue: Queue, number: int) -> Progress:
-    """Until the votes of round `number` are in (`is_enough`); says where people label, and how many there are."""
-    progress = queue.progress(round=number)
+def wait_for_votes(context: RunContext, queue: Queue, number: int, source: str | None = None) -> Progress:
+    """Until the votes of round `number` are in (`is_enough`), on all its items or on those of `source`; says where
+    people label, and how many votes there are."""
+    progress = queue.progress(round=number, source=source)
     if not is_enough(progress):
         if not context.wait:
             raise votes_missing(context, progress)
@@ -144,7 +145,7 @@ def wait_for_votes(context: RunContext, queue: Queue, number: int) -> Progress:
         context.progress.advance(progress.cast - seen)
         seen = progress.cast
         time.sleep(POLL_SECONDS)
-        progress = queue.progress(round=number)
+        progress = queue.progress(round=number, source=source)
     return progress
 
 

@@ -75,10 +75,11 @@ class Chat:
 
 
 def find_policy(workspace: Workspace, config: Config) -> Stage | None:
-    """The stage whose policy stands: the last gate or policy that is finished; None before there is one."""
+    """The stage whose policy stands: the last that made or chose one and is finished; None before there is one."""
     try:
         stages = build_stages(workspace, config)
     except DataError:
         return None  # no votes yet, where the loop rests on votes
-    done = [stage for stage in stages if stage.kind in ("policy", "gate") and workspace.find(stage.kind, stage.key)]
+    made = [stage for stage in stages if stage.kind in ("policy", "tournament", "gate")]
+    done = [stage for stage in made if workspace.find(stage.kind, stage.key)]
     return done[-1] if done else None

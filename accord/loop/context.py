@@ -116,10 +116,11 @@ class RunContext:
         self.forget(role)
         return load_learned_reward(self.base, role, adapter_folder(artifact.folder), self.config.reward_model.combine)
 
-    def load_policy(self, role: str, artifact: Artifact) -> str:
-        """The policy of an artifact of its own under the name `role`."""
+    def load_policy(self, role: str, artifact: Artifact, look: int | None = None) -> str:
+        """The policy of an artifact of its own under the name `role`; look: as it was after so many updates."""
+        folder = artifact.folder if look is None else look_folder(artifact.folder, look)
         self.forget(role)
-        self.base.load_policy(role, adapter_folder(artifact.folder))
+        self.base.load_policy(role, adapter_folder(folder))
         self._spare_memory()
         return role
 
@@ -194,3 +195,8 @@ def resolve_model(workspace: Workspace, config: Config) -> str:
 def adapter_folder(folder: Path) -> Path:
     """Where an artifact keeps a role's weights."""
     return folder / "adapter"
+
+
+def look_folder(folder: Path, update: int) -> Path:
+    """Where an artifact keeps what belongs to its look after so many updates."""
+    return folder / "looks" / f"{update:05d}"

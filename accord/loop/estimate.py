@@ -7,6 +7,7 @@ to be as long as allowed, a reward model to be best after `BEST_EPOCH`, and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,6 +20,7 @@ from accord.loop.calibration import Speed, measure_speed
 from accord.loop.context import resolve_model
 from accord.loop.fitting import NORMALIZE_PROMPTS
 from accord.loop.preparing import find_prompt_file, read_prompt_file
+from accord.loop.watching import count_looks
 from accord.models.loading import find_source
 from accord.models.size import measure_size
 from accord.models.tokenizer import ChatTokenizer
@@ -272,6 +274,13 @@ def _count_validations(work: Work, config: Config, machine: Machine, times: int)
     work.add_reading(2 * sequences * row, machine.layers - machine.split)
 
 
+def _count_tournament(work: Work, config: Config, machine: Machine) -> None:
+    """As many answers as votes, where all looks meet; two for a vote in the last heat, where two are left."""
+    heats = math.ceil(math.log2(count_looks(config) + 1))
+    answers = config.tournament.votes * (1 + 1 / heats)
+    work.add_sampling(answers, answers, machine, config.sample.max_new_tokens)
+
+
 def _count_gate(work: Work, config: Config, machine: Machine) -> None:
     """From round 2 on the policy before is sampled, and two reward models read it; round 1 has it already."""
     if config.project.rounds > 1:
@@ -308,6 +317,7 @@ COUNTS: dict[str, Callable[[Work, Config, Machine], None]] = {
     "people": _count_people,
     "heldout_people": _count_heldout_people,
     "policy": _count_policy,
+    "tournament": _count_tournament,
     "evaluation": _count_evaluation,
     "gate": _count_gate,
 }

@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accord.config import Config
-from accord.loop import anchoring, asking, fitting, gating, improving, preparing, sampling, sections, selecting, serving
+from accord.loop import (
+    anchoring,
+    asking,
+    choosing,
+    fitting,
+    gating,
+    improving,
+    preparing,
+    sampling,
+    sections,
+    selecting,
+    serving,
+)
 from accord.loop.context import RunContext, resolve_model
 from accord.loop.sections import dump
 from accord.models.size import compute_source_id
@@ -61,7 +73,8 @@ class _Graph:
     """The stages so far, and the addresses ("KIND/KEY") that one round leaves to the next.
 
     champion: the gate of the round before, which names the policy that was promoted last. policies: each round's
-    candidate, promoted or not. voted: every votes stage so far. judged: the last round's reward models and preferences.
+    candidate, promoted or not. trained: the last run of a policy, which knows what its alarm disputed. voted: every
+    stage with votes so far. judged: the last round's reward models and preferences.
     """
 
     def __init__(self, workspace: Workspace, config: Config) -> None:
@@ -72,7 +85,7 @@ class _Graph:
             "source": compute_source_id(resolve_model(workspace, config)),
         }
         self.reference = self.add("doctor", 1, preparing.examine_model, self.model, {})
-        self.prompts = self.champion = self.anchor = ""
+        self.prompts = self.champion = self.anchor = self.trained = ""
         self.policies: list[str] = []
         self.voted: dict[str, str] = {}
         self.judged: dict[str, str] = {}
@@ -140,7 +153,7 @@ class _Graph:
             shown["selection"] = self.add("selection", number, selecting.choose_pairs, section, known)
         section = sections.describe_asking(self.workspace, config)
         if number > 1:
-            shown["disputed"] = self.policies[-1]
+            shown["disputed"] = self.trained
             if config.rounds.anchor_pairs:
                 section["anchor_pairs"] = config.rounds.anchor_pairs
                 shown["first_votes"] = self.voted["votes_1"]
@@ -157,18 +170,32 @@ class _Graph:
         return self.add("samples", number, sampling.sample_completions, section, parents)
 
     def _add_policy(self, number: int, judges: Mapping[str, str]) -> None:
-        """Policy, evaluation and gate of a round; the policy starts from the champion and stays near the anchor."""
+        """Policy, the choice among its looks, evaluation and gate of a round.
+
+        The policy starts from the champion and stays near the anchor.
+        """
         start = {"start": self.champion} if self.champion else {}
         anchored = {"anchor": self._add_anchor(number)} if number > 1 else {}
         anchored = {name: address for name, address in anchored.items() if address}
         settings = sections.describe_policy(self.config)
         policy = self.add("policy", number, improving.improve_policy, settings, {**judges, **start, **anchored})
+        self.trained = policy
+        if self.config.tournament.votes:
+            policy = self._add_tournament(number, policy)
         shown = sections.describe_evaluation(self.config)
         evaluation = self.add("evaluation", number, improving.evaluate, shown, {**judges, "policy": policy})
         champion = {"champion": self.champion} if self.champion else {}
         measured = {**judges, "policy": policy, "evaluation": evaluation, **champion}
         self.champion = self.add("gate", number, gating.pass_gate, sections.describe_gate(self.config), measured)
         self.policies.append(policy)
+
+    def _add_tournament(self, number: int, policy: str) -> str:
+        """Annotators choose among the looks of `policy`; what they say is fitted on from the next round on."""
+        section = sections.describe_tournament(self.workspace, self.config)
+        grounds = {"prompts": self.prompts, "reference": self.reference, "policy": policy}
+        chosen = self.add("tournament", number, choosing.choose_look, section, grounds)
+        self.voted = {**self.voted, f"votes_{number}_tournament": chosen}
+        return chosen
 
     def _add_anchor(self, number: int) -> str:
         """What KL is measured from after round 1: "" for the base, the promoted policy, or the moving average."""
@@ -197,6 +224,7 @@ VERSIONS = {
     "people": 2,
     "heldout_people": 2,
     "policy": 4,
+    "tournament": 1,
     "evaluation": 1,
     "gate": 2,
     "anchor": 1,

@@ -15,7 +15,7 @@ from accord.loop.demonstrating import build_examples, load_demonstrations
 from accord.loop.mixing import mix_sources
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.loop.serving import load_served
-from accord.loop.watching import build_watch, record_watch
+from accord.loop.watching import build_watch, keep_looks, record_looks, record_watch
 from accord.rewards import EnsembleReward, as_source, find_text_reward
 from accord.rewards.personal import PersonalReward
 from accord.training import TRAINERS, TrainingJob, train_sft
@@ -53,7 +53,10 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
 
 
 def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
-    """Optimise the policy against the proxy reward by the method of [policy]; the best checkpoint is what is kept."""
+    """Optimise the policy against the proxy reward by the method of [policy]; the best checkpoint is what is kept.
+
+    Where annotators will choose among its looks (`choosing`), all that may be kept are in the artifact.
+    """
     cfg, base = context.config, context.base
     prompts = load_prompts(context, stage, "train")
     validation = prompts[: min(cfg.ppo.validation_prompts, len(prompts) // 4)]
@@ -67,6 +70,8 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     add_critic(base, "critic", cfg.ppo, lora=context.lora, seed=stage.seed, proxy="proxy")
     reference = load_anchor(context, stage)
     micro_batch_size = context.tell_micro_batch(choose_policy_batch(base, prompts, cfg))
+    scratch, chosen_among = context.workspace.scratch_folder(stage.kind, stage.key), "keep_looks" in stage.section
+    watch = build_watch(cfg)
     job = TrainingJob(
         base=base,
         policy="policy",
@@ -79,8 +84,8 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         config=set_batch(cfg, micro_batch_size),
         seed=stage.seed,
         progress=context.progress,
-        checkpoint=FolderCheckpoint(context.workspace.scratch_folder(stage.kind, stage.key)),
-        watch=build_watch(cfg),
+        checkpoint=FolderCheckpoint(scratch),
+        watch=keep_looks(watch, base, "policy", scratch) if chosen_among else watch,
         gold=as_source(find_text_reward(stage.section["gold"])) if "gold" in stage.section else None,
         disagreement=None if ensemble is None else ensemble.disagreement,
         micro_batch_size=micro_batch_size,
@@ -91,6 +96,8 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
     record_watch(context, draft, result)
+    if chosen_among:
+        record_looks(scratch, draft, result, cfg.policy.max_kl_nats)
     draft.summary.update(
         base_fingerprint=base.fingerprint,
         method=cfg.policy.method,

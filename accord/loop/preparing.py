@@ -148,8 +148,9 @@ def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None
     pairs = _list_pairs(context, stage) if chosen is None else [_read_pair(row) for row in chosen]
     pairs = put_first(read_disputed(context, stage), pairs)
     anchors = choose_anchors(context, stage)
-    rows = _cast_votes(context, stage, pairs, stage.address)
-    held = _cast_votes(context, stage, anchors, f"{stage.address}/anchors")
+    each = context.config.simulation.votes_per_pair
+    rows = cast_votes(context, stage, pairs, stage.address, votes_per_pair=each)
+    held = cast_votes(context, stage, anchors, f"{stage.address}/anchors", votes_per_pair=each)
     draft.write_jsonl("votes.jsonl", rows)
     draft.write_jsonl("anchor_votes.jsonl", held)
     if chosen is not None:
@@ -159,14 +160,16 @@ def simulate_annotators(context: RunContext, stage: Stage, draft: Draft) -> None
     draft.summary["simulated"] = True
 
 
-def _cast_votes(context: RunContext, stage: Stage, pairs: Sequence[Pair], source: str) -> list[dict[str, Any]]:
+def cast_votes(
+    context: RunContext, stage: Stage, pairs: Sequence[Pair], source: str, *, votes_per_pair: int
+) -> list[dict[str, Any]]:
     """The simulated annotators' votes on `pairs`, as the store has them."""
     section = context.config.simulation
     votes = simulate_votes(
         pairs,
         find_text_reward(section.utility),
         section.annotators or DEFAULT_ANNOTATORS,
-        votes_per_pair=section.votes_per_pair,
+        votes_per_pair=votes_per_pair,
         seed=stage.seed,
         source=source,
     )

@@ -57,7 +57,7 @@ def gather_report(
     """The round's report as one dictionary; docs/report.md explains every key."""
     ledger = workspace.read_ledger(number)
     keys = {stage.key for stage in stages}
-    policy = artifacts["policy"]
+    policy, contest = artifacts["policy"], artifacts.get("tournament")
     result = artifacts["evaluation"]
     return {
         "project": {
@@ -74,12 +74,13 @@ def gather_report(
         else None,
         "policy": {
             "method": policy.summary["method"],
-            "best_update": policy.summary["best_update"],
+            "best_update": contest.summary["update"] if contest else policy.summary["best_update"],
             "stopped": policy.summary["stopped"],
             "history": policy.read_jsonl("history.jsonl"),
             "max_kl_nats": config.policy.max_kl_nats,
             "anchor": config.rounds.reference if "anchor" in policy.manifest["parents"] else "base",
         },
+        "tournament": contest.read_json("tournament.json") if contest else None,
         "evaluation": result.read_json("evaluation.json"),
         "gate": artifacts["gate"].read_json("gate.json") if "gate" in artifacts else None,
         "alarm": policy.read_json("alarm.json") | {"disputed": policy.read_jsonl("disputed.jsonl")[:DISPUTED_SHOWN]},

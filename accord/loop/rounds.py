@@ -38,11 +38,12 @@ def tabulate_round(workspace: Workspace, stages: Sequence[Stage], number: int) -
     own = [stage for stage in stages if stage.round == number]
     found = {stage.kind: workspace.find(stage.kind, stage.key) for stage in own}
     ledger = [row for row in workspace.read_ledger(number) if row["key"] in {stage.key for stage in own}]
-    votes, gate, policy = found.get("votes"), found.get("gate"), found.get("policy")
+    gate, policy = found.get("gate"), found.get("policy")
+    votes = [artifact.summary["votes"] for kind in ("votes", "tournament") if (artifact := found.get(kind))]
     decision = gate.read_json("gate.json") if gate else {}
     return {
         "round": number,
-        "votes": int(votes.summary["votes"]) if votes else 0,
+        "votes": sum(votes),
         "seconds": round(sum(row["seconds"] for row in ledger), 3),
         "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in ledger),
         "promoted": decision.get("promoted"),

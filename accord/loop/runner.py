@@ -40,11 +40,12 @@ from accord.training.optimization import check_optimizer
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
 
-TOLD = {"votes": ("votes",), "gate": ("promoted", "gain")}
+TOLD = {"votes": ("votes",), "tournament": ("votes",), "gate": ("promoted", "gain")}
 """What the ledger says of a stage beside its cost: votes spent, and what the round gained by the held-out judge."""
 
 SHARED = {
-    "samples", "sft", "reward_model", "heldout_reward_model", "people", "heldout_people", "policy", "evaluation", "gate"
+    "samples", "sft", "reward_model", "heldout_reward_model", "people", "heldout_people", "policy", "tournament",
+    "evaluation", "gate",
 }  # fmt: skip
 """Kinds that all processes make together. Any other is made by the first one alone, while the others wait."""
 

@@ -36,9 +36,16 @@ def describe_policy(config: Config) -> dict[str, Any]:
     """The settings of the chosen method only, so that another method's knobs do not spoil a finished policy."""
     method = config.policy.method
     own = {method: dump(getattr(config, method))} if hasattr(config, method) else {}
-    section = {"policy": dump(config.policy), "sample": dump(config.sample), "alarm": dump(config.alarm), **own}
+    section: dict[str, Any] = {
+        "policy": dump(config.policy),
+        "sample": dump(config.sample),
+        "alarm": dump(config.alarm),
+        **own,
+    }
     mixed = {name: value for name, value in dump(config.reward).items() if name not in ("people", "serve")}
     section["reward"] = mixed | describe_served(config)
+    if config.tournament.votes:
+        section["keep_looks"] = True
     return section | describe_gold(config)
 
 
@@ -56,6 +63,12 @@ def describe_evaluation(config: Config) -> dict[str, Any]:
     """How policies are compared."""
     shown = {"evaluation": dump(config.evaluation), "sample": dump(config.sample)}
     return shown | describe_served(config) | describe_gold(config)
+
+
+def describe_tournament(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """How annotators choose among the looks of a run: how many votes, and how those are cast."""
+    voters = {} if config.feedback.source == "people" else describe_asking(workspace, config)
+    return {"tournament": dump(config.tournament), "sample": dump(config.sample), **voters}
 
 
 def describe_gate(config: Config) -> dict[str, Any]:

@@ -1,23 +1,30 @@
 """The watch over a policy in training, and what it leaves behind for people.
 
 Implements the alarm with the project's settings, and its record: alarms, the tokens that bought the reward, and the
-answers on which proxy and judge part most, each beside the start's answer to the same prompt. Leaves out the tests
-(`evaluation.alarm`), stopping (`training`) and asking about the disputed answers (`preparing`, `asking`).
+answers on which proxy and judge part most, each beside the start's answer to the same prompt; and the weights of each
+look, where annotators are to choose among them. Leaves out the tests (`evaluation.alarm`), stopping (`training`),
+asking about the disputed answers (`preparing`, `asking`) and the choice (`choosing`).
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from accord import distributed
 from accord.config import Config
 from accord.evaluation import check_looks, find_suspects
 from accord.looks import Alarm, Look, Watch
-from accord.loop.context import RunContext
+from accord.loop.context import RunContext, adapter_folder, look_folder
+from accord.models import Base
 from accord.training import TrainingResult
+from accord.training.selection import summarise_look
 from accord.workspace import Draft
 
 
@@ -25,13 +32,45 @@ def build_watch(cfg: Config) -> Watch | None:
     """The alarm of `[alarm]`, for as many looks as the method takes after the start."""
     if not cfg.alarm.enabled:
         return None
-    updates, every = cfg.ppo.updates, cfg.ppo.evaluate_every
-    planned = -(-updates // every) if cfg.policy.method == "ppo" else cfg.rejection_sampling.epochs
 
     def watch(looks: Sequence[Look]) -> list[Alarm]:
-        return check_looks(looks, cfg.alarm, planned=planned, max_kl_nats=cfg.policy.max_kl_nats)
+        return check_looks(looks, cfg.alarm, planned=count_looks(cfg), max_kl_nats=cfg.policy.max_kl_nats)
 
     return watch
+
+
+def count_looks(cfg: Config) -> int:
+    """How many looks the method takes after the start, where nothing stops it."""
+    if cfg.policy.method == "ppo":
+        return -(-cfg.ppo.updates // cfg.ppo.evaluate_every)
+    return cfg.rejection_sampling.epochs
+
+
+def keep_looks(watch: Watch | None, base: Base, policy: str, folder: Path) -> Watch:
+    """`watch` that at each look first writes the weights of `policy` to `folder`; the last of a killed run is written
+    again when it goes on."""
+
+    def keep(looks: Sequence[Look]) -> Sequence[Alarm]:
+        with TemporaryDirectory() as nowhere:  # all processes have part in it, the first one's file is kept
+            own = folder if distributed.is_first() else Path(nowhere)
+            base.save_role(policy, adapter_folder(look_folder(own, looks[-1].update)))
+        return watch(looks) if watch else ()
+
+    return keep
+
+
+def record_looks(folder: Path, draft: Draft, result: TrainingResult, max_kl_nats: float) -> None:
+    """Take the looks that may be kept into the artifact: looks.jsonl, and the weights from `folder`.
+
+    These are all that no alarm spoke of and whose mean KL is within the budget; the start is always among them.
+    """
+    rang = {alarm.update for alarm in result.alarms}
+    rows = [{"update": look.update, **summarise_look(look)} for look in result.looks if look.update not in rang]
+    kept = [row for row in rows if row["update"] == 0 or row["heldout_kl_nats"] <= max_kl_nats]
+    draft.write_jsonl("looks.jsonl", kept)
+    if distributed.is_first():
+        for row in kept:
+            shutil.copytree(look_folder(folder, row["update"]), look_folder(draft.folder, row["update"]))
 
 
 def record_watch(context: RunContext, draft: Draft, result: TrainingResult) -> None:

@@ -21,8 +21,9 @@ from accord.workspace import Workspace
 class RoundSummary:
     """One time round the loop. None and empty mappings stand for what is not there yet.
 
-    votes: of this round; agreement, annotators: as the consensus has them; gate: gate.json; alarms: those that rang in
-    the fit of the policy, as alarm.json has them. seconds: of all stages that are done.
+    votes: of this round, those of its tournament among them; agreement, annotators: as the consensus has them; gate:
+    gate.json; alarms: those that rang in the fit of the policy, as alarm.json has them. seconds: of all stages that are
+    done.
     """
 
     view: RoundView
@@ -53,10 +54,12 @@ def summarise(workspace: Workspace, view: RoundView) -> RoundSummary:
         path = workspace.root / "artifacts" / stage / newest.get(stage, "") / file
         return _read_json(path) if stage in newest and path.is_file() else {}
 
-    consensus, votes = read("preferences", "consensus.json"), read("votes", "manifest.json")
+    consensus = read("preferences", "consensus.json")
+    cast = [read(stage, "manifest.json").get("summary", {}).get("votes") for stage in ("votes", "tournament")]
+    votes = [count for count in cast if count is not None]
     return RoundSummary(
         view=view,
-        votes=votes["summary"].get("votes") if votes else None,
+        votes=sum(votes) if votes else None,
         votes_key=newest.get("votes", ""),
         agreement=consensus.get("agreement") or {"pairwise": None, "alpha": None},
         annotators=(consensus.get("annotators") or {}).get("annotators") or {},

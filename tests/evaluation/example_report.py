@@ -132,6 +132,15 @@ def make_defence(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "gate": gate | {"against": "reference", "gold_gain": None},
         "alarm": {"alarms": [rang.to_dict()], "suspects": [suspect.to_dict()], "disputed": [disputed]},
+        "tournament": {
+            "votes": 240,
+            "update": 12,
+            "judged_update": 8,
+            "heats": [
+                {"entrants": [0, 4, 8, 12], "duels": 120, "shares": [0.2, 0.5, 0.62, 0.68]},
+                {"entrants": [8, 12], "duels": 120, "shares": [0.55, 0.64]},
+            ],
+        },
         "rounds": [{"round": 1, **cost, **told}, {"round": 2, **cost, **told, "promoted": None}],
     }
 

@@ -13,6 +13,7 @@ from evaluation.example_report import make_report, make_rows
 from markdown_it import MarkdownIt
 
 from accord.evaluation import render_report, summarise_report, summarise_rows
+from accord.evaluation.defence import judge_tournament, list_checkpoints
 from accord.evaluation.glossary import GLOSSARY, walk_keys
 from accord.evaluation.report import _hash_script, _plotly
 from accord.evaluation.wording import _MARKDOWN, _TAGS, clean_markdown, say_bytes, say_number, say_percent, say_seconds
@@ -269,3 +270,19 @@ def test_simulated_annotators_are_marked_everywhere(report: dict[str, Any]) -> N
 )
 def test_numbers_in_words(said: str, expected: str) -> None:
     assert said == expected
+
+
+def test_the_tournament_is_told_and_who_came_furthest_stands_first(report: dict[str, Any]) -> None:
+    told = judge_tournament(report)
+    assert told is not None and told.title == (
+        "Simulated annotators kept update 12, where the held-out judge would keep 8"
+    )
+    assert "240 votes" in told.detail and "4 checkpoints" in told.detail
+    rows = [(row.update, row.heats, row.share, row.kept) for row in list_checkpoints(report)]
+    assert rows == [(12, 2, "64 %", True), (8, 2, "55 %", False), (4, 1, "50 %", False), (0, 1, "20 %", False)]
+    assert "Which checkpoint was kept?" in parse(report).texts
+    agreed = {**report, "tournament": report["tournament"] | {"judged_update": 12}}
+    again = judge_tournament(agreed)
+    assert again is not None and again.title.endswith("as the held-out judge would have")
+    without = {**report, "tournament": None}
+    assert judge_tournament(without) is None and "Which checkpoint was kept?" not in parse(without).texts

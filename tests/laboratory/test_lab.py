@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +19,10 @@ from accord.laboratory.bench import Bench, BenchSettings
 from accord.laboratory.experiment import list_arms
 from accord.laboratory.outcome import describe_outcome
 from accord.laboratory.world import build_letter_utility, build_toy_world
-from accord.types import Completion
+from accord.types import Completion, Prompt
 from tests.training.fakes import CollectingProgress
 
-TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60, tournament_prompts=16)
+TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60, tournament_votes=16)
 SMALL = replace(QUICK, votes=(30, 60), members=2, bench=TINY)
 
 
@@ -91,16 +94,22 @@ def test_the_toys_truth_by_hand() -> None:
     assert mixed == pytest.approx((worth["a"] + worth["b"]) / 2 + 5 * 0.65 - 5 * 0.15)
 
 
-def test_the_best_look_wins_as_many_votes_as_flips_allow() -> None:
-    """Three rows, each better than the next by every answer: 3/4, 1/2, 1/4 of the votes, a quarter being flipped."""
-    bench = Bench(build_toy_world(3), replace(TINY, tournament_prompts=2000), 3)
+def test_people_choose_the_best_policy_whatever_its_place() -> None:
+    """Three policies that write one letter each, a quarter of the votes flipped: the worth of the letter decides."""
+    bench = Bench(build_toy_world(3), replace(TINY, tournament_votes=600), 3)
     letters = [Completion.from_text(letter * 8) for letter in "abcdefghijkl"]
     worst, *_, middle, best = sorted(letters, key=lambda answer: bench.world.utility(bench.tournament[0], answer))
-    rows = [[answer] * 2000 for answer in (middle, best, worst)]
-    shares = bench.compete(rows, 0)
-    assert sum(shares) == pytest.approx(1.5), "each vote has one winner, and a row has half of the votes of all pairs"
-    assert shares == pytest.approx([0.5, 0.75, 0.25], abs=4 * (1 / 4 / 4000) ** 0.5)
-    assert bench.compete([rows[0]] * 4, 0) == [0.5] * 4 and bench.compete(rows[:1], 0) == [0.5]
+    for order in ((middle, best, worst), (best, worst, middle), (worst, middle, best)):
+        asked: list[tuple[int, int]] = []
+
+        def answer(weights: Any, prompts: Sequence[Prompt], use: str, order: Any = order, asked: Any = asked) -> Any:
+            asked.append((weights["place"], len(prompts)))
+            return SimpleNamespace(completions=[order[weights["place"]]] * len(prompts))
+
+        bench._answer = answer  # type: ignore[method-assign]
+        assert order[bench.choose([{"place": place} for place in range(3)], 0)] is best  # type: ignore[dict-item]
+        assert [count for _, count in asked] == [100, 100, 100, 300, 300], "300 votes a heat: 3, then 1 a question"
+        assert order[next(iter({0, 1, 2} - {place for place, _ in asked[3:]}))] is worst
 
 
 def test_nobodys_prompts_are_anothers() -> None:

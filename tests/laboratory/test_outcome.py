@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accord.laboratory.outcome import CLEAR_DEVIATIONS, choose_kept, describe_outcome, find_alarm, is_clearly_below
+from accord.laboratory.outcome import CLEAR_DEVIATIONS, describe_outcome, find_alarm, is_clearly_below
 from accord.looks import Look
 from accord.types import Completion, Prompt
 
@@ -40,11 +40,9 @@ def make_looks(
     return looks
 
 
-def describe(
-    views: Sequence[Sequence[Look]], compete: Callable[[int], Sequence[float]] | None = None
-) -> dict[str, Any]:
+def describe(views: Sequence[Sequence[Look]], choose: Callable[[int], int] | None = None) -> dict[str, Any]:
     """The outcome where the truth is measured on the looks' own answers."""
-    return describe_outcome(views, [look.gold or () for look in views[-1]], 0.05, compete)
+    return describe_outcome(views, [look.gold or () for look in views[-1]], 0.05, choose)
 
 
 def list_views(looks: Sequence[Look]) -> list[Sequence[Look]]:
@@ -119,12 +117,12 @@ def test_people_choose_among_the_looks_before_the_alarm() -> None:
     looks = make_looks(golds, proxies=[0, 1, 2, 3], judged=[0.0, 1.8, 2.0, -2.0])
     asked = []
 
-    def compete(count: int) -> list[float]:
+    def choose(count: int) -> int:
         asked.append(count)
-        return [0.4, 0.6, 0.5, 0.9][:count]
+        return 1
 
-    found = describe(list_views(looks), compete)
+    found = describe(list_views(looks), choose)
     assert found["alarm"]["look"] == 3 and asked == [3]
     assert found["kept_look"] == 1 and found["kept_share"] == pytest.approx(1.0)
     assert found["judged_share"] == pytest.approx(0.75)
-    assert choose_kept(looks) == 2
+    assert describe(list_views(looks))["kept_look"] == 2, "what the judge would have kept"

@@ -31,8 +31,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
     return folder, time.monotonic() - started
 
 
-ROUNDS = [f"--set={setting}" for setting in ("project.rounds=2", "rounds.reference=ema", "rounds.anchor_pairs=4")]
-"""A second round, with an anchor of its own and pairs that are voted on again."""
+ROUNDS = [
+    f"--set={setting}"
+    for setting in ("project.rounds=2", "rounds.reference=ema", "rounds.anchor_pairs=4", "tournament.votes=60")
+]
+"""A second round, with an anchor of its own, pairs that are voted on again, and a choice among checkpoints in both."""
 
 
 def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int, *options: str) -> int:
@@ -79,7 +82,7 @@ def test_a_kill_in_either_of_two_rounds_ends_with_the_same_bytes(tmp_path: Path)
     assert run_with_kills(folder, time.monotonic() - started, random.Random(7), 4, *ROUNDS) > 0
     hashes = hash_artifacts(folder)
     assert hashes == hash_artifacts(whole)
-    assert {path.split("/")[0] for path in hashes} >= {"gate", "anchor", "samples", "votes", "policy"}
+    assert {path.split("/")[0] for path in hashes} >= {"gate", "anchor", "samples", "votes", "policy", "tournament"}
 
 
 def test_a_finished_run_does_nothing_and_its_report_can_be_rebuilt(uninterrupted: tuple[Path, float]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_project import build_tiny_project
+from tiny_project import build_tiny_project, find_stages
+from tiny_project import run_rounds as run
 
 from accord import loop
 from accord.config import load_config
@@ -20,21 +21,6 @@ from accord.types import Rollout, Silence
 from accord.workspace import Artifact, Workspace
 
 SMALL = ("policy.method=rejection_sampling", "rejection_sampling.candidates=2", "rejection_sampling.epochs=1")
-
-
-def run(folder: Path, settings: Sequence[str]) -> list[dict[str, Any]]:
-    """Run the loop; the report of every round."""
-    loop.run(Workspace(folder), load_config(folder, settings), Silence())
-    paths = sorted((folder / "rounds").glob("*/report.json"))
-    return [json.loads(path.read_text()) for path in paths]
-
-
-def find_stages(folder: Path, settings: Sequence[str], kind: str) -> list[Artifact]:
-    """The finished artifacts of one kind, by round."""
-    workspace = Workspace(folder)
-    stages = [s for s in loop.build_stages(workspace, load_config(folder, settings)) if s.kind == kind]
-    found = [workspace.find(kind, stage.key) for stage in stages]
-    return [artifact for artifact in found if artifact]
 
 
 @pytest.fixture
