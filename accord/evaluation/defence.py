@@ -93,10 +93,9 @@ def list_guards(report: Report) -> list[GuardRow]:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRow:
-    """One checkpoint of a tournament on the page: update, how many heats it lasted, and its share of its duels."""
+    """One checkpoint of a tournament on the page: its update, its share of the duels, and the judge's mean score."""
 
     update: int
-    heats: int
     share: str
     judge: str
     kept: bool
@@ -110,26 +109,25 @@ def judge_tournament(report: Report) -> Finding | None:
     update, judged = contest["update"], contest["judged_update"]
     voters = "Simulated annotators" if (report.get("feedback") or {}).get("simulated") else "People"
     also = "as the held-out judge would have" if update == judged else f"where the held-out judge would keep {judged}"
-    heats = contest["heats"]
-    count = len(heats[0]["entrants"]) if heats else 0
-    detail = f"By {contest['votes']:,} votes on pairs of answers of {count} checkpoints; the better half of each heat "
-    detail += "went on. An alarm, or KL beyond its budget, keeps a checkpoint out."
+    detail = (
+        f"By {contest['votes']:,} votes on pairs of answers of {len(contest['standings'])} checkpoints. What an alarm "
+        "spoke of, or is beyond the KL budget, took no part."
+    )
     return Finding(f"{voters} kept update {update}, {also}", detail, "good" if contest["votes"] else "unmeasured")
 
 
 def list_checkpoints(report: Report) -> list[CheckpointRow]:
-    """Every checkpoint of the tournament, those that came furthest first."""
-    contest = report.get("tournament") or {"heats": ()}
+    """Every checkpoint of the tournament, in the order of training."""
+    contest = report.get("tournament") or {"standings": ()}
     judged = {row["update"]: row.get("heldout_score") for row in (report.get("policy") or {}).get("history") or ()}
-    shares = {e: s for heat in contest["heats"] for e, s in zip(heat["entrants"], heat["shares"], strict=True)}
-    lasted = {update: sum(update in heat["entrants"] for heat in contest["heats"]) for update in shares}
-    kept = contest.get("update")
-    order = sorted(shares, key=lambda update: (update != kept, -lasted[update], -shares[update], update))
     return [
         CheckpointRow(
-            update, lasted[update], say_percent(shares[update]), say_number(judged.get(update)), update == kept
+            row["update"],
+            say_estimate(row["share"], 0, percent=True),
+            say_number(judged.get(row["update"])),
+            row["update"] == contest["update"],
         )
-        for update in order
+        for row in contest["standings"]
     ]
 
 

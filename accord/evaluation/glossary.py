@@ -138,12 +138,10 @@ GLOSSARY: dict[str, str] = {
         "The update that was kept: by annotators' votes where there was a tournament, else the best held-out score "
         "within the KL budget."
     ),
-    "tournament": "How annotators chose which checkpoint was kept, heat by heat; null where the held-out judge chose.",
+    "tournament": "How annotators chose which checkpoint was kept; null where the held-out judge chose.",
     "judged_update": "The update that the held-out judge would have kept.",
-    "heats": "Stages of the tournament; after each the better half of the checkpoints goes on.",
-    "entrants": "Updates of the checkpoints that took part in a heat.",
-    "duels": "Pairs of answers of different checkpoints to one prompt; pairs that differ get one vote.",
-    "shares": "Share of its duels so far, of this heat and those before, that each entrant won.",
+    "standings": "Each checkpoint that took part in the tournament, with the share of its duels that it won.",
+    "share": "Of its duels with other checkpoints; each is one vote on two answers to one prompt, undecided is half.",
     "stopped": "Why training ended early; empty where it went to its end.",
     "history": "One row of metrics an update (policy) or an epoch (reward model).",
     "update": "Rollouts trained on so far; 0 is the start.",

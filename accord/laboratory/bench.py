@@ -11,14 +11,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 from torch import Tensor
 
 from accord.config.schema import AnnotatorSection, PpoSection, RewardModelSection, SampleSection
 from accord.evaluation.overoptimization import compute_best_of_n
-from accord.evaluation.tournament import Duel, hold_tournament
+from accord.evaluation.tournament import compute_standings, draw_duels, find_winner
 from accord.feedback.consensus import compute_consensus
 from accord.feedback.simulate import simulate_votes
 from accord.functional import compute_best_of_n_kl
@@ -60,7 +60,7 @@ class BenchSettings:
     updates: int = 60
     looks: int = 12
     candidates: int = 256
-    tournament_votes: int = 4096
+    tournament_votes: int = 20_000
 
 
 @dataclass(frozen=True)
@@ -208,22 +208,11 @@ class Bench:
 
     def choose(self, weights: Sequence[Mapping[str, Tensor]], seed: int) -> int:
         """Which of these policies people keep, by the tournament that the loop holds (`loop.choosing`)."""
-
-        def play(heat: int, duels: Sequence[Duel]) -> list[float]:
-            questions = sorted({duel.question for duel in duels})
-            prompts = [self.tournament[question % len(self.tournament)] for question in questions]
-            row = {question: place for place, question in enumerate(questions)}
-            answers = {
-                entrant: self._answer(weights[entrant], prompts, f"tournament {heat}").completions
-                for entrant in sorted({entrant for duel in duels for entrant in (duel.first, duel.second)})
-            }
-            pairs = [
-                (prompts[row[d.question]], answers[d.first][row[d.question]], answers[d.second][row[d.question]])
-                for d in duels
-            ]
-            return self._judge_pairs(pairs, derive_seed(seed, heat))
-
-        return hold_tournament(len(weights), self.settings.tournament_votes, play, seed=seed)[-1].order[0]
+        duels = draw_duels(len(weights), self.settings.tournament_votes, seed=seed)
+        asked = list(islice(cycle(self.tournament), 1 + max((duel.question for duel in duels), default=0)))
+        answers = [self._answer(state, asked, "tournament").completions for state in weights if duels]
+        pairs = [(asked[d.question], answers[d.first][d.question], answers[d.second][d.question]) for d in duels]
+        return find_winner(compute_standings(len(weights), duels, self._judge_pairs(pairs, seed)))
 
     def _judge_pairs(self, pairs: Sequence[Pair], seed: int) -> list[float]:
         """One vote on each pair: 1 where it prefers the first answer, 0 the second, 0.5 where they are the same."""

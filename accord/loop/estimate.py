@@ -7,7 +7,6 @@ to be as long as allowed, a reward model to be best after `BEST_EPOCH`, and the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -275,9 +274,8 @@ def _count_validations(work: Work, config: Config, machine: Machine, times: int)
 
 
 def _count_tournament(work: Work, config: Config, machine: Machine) -> None:
-    """As many answers as votes, where all looks meet; two for a vote in the last heat, where two are left."""
-    heats = math.ceil(math.log2(count_looks(config) + 1))
-    answers = config.tournament.votes * (1 + 1 / heats)
+    """A question has one answer and one vote of each look; two looks have one vote between them."""
+    answers = config.tournament.votes * (2 if count_looks(config) == 1 else 1)
     work.add_sampling(answers, answers, machine, config.sample.max_new_tokens)
 
 

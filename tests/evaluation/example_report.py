@@ -136,9 +136,9 @@ def make_defence(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "votes": 240,
             "update": 12,
             "judged_update": 8,
-            "heats": [
-                {"entrants": [0, 4, 8, 12], "duels": 120, "shares": [0.2, 0.5, 0.62, 0.68]},
-                {"entrants": [8, 12], "duels": 120, "shares": [0.55, 0.64]},
+            "standings": [
+                {"update": update, "share": compute_share([0.0] * (10 - won) + [1.0] * won).to_dict()}
+                for update, won in ((0, 2), (4, 5), (8, 6), (12, 7))
             ],
         },
         "rounds": [{"round": 1, **cost, **told}, {"round": 2, **cost, **told, "promoted": None}],

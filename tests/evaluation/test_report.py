@@ -272,14 +272,15 @@ def test_numbers_in_words(said: str, expected: str) -> None:
     assert said == expected
 
 
-def test_the_tournament_is_told_and_who_came_furthest_stands_first(report: dict[str, Any]) -> None:
+def test_the_tournament_is_told(report: dict[str, Any]) -> None:
     told = judge_tournament(report)
     assert told is not None and told.title == (
         "Simulated annotators kept update 12, where the held-out judge would keep 8"
     )
     assert "240 votes" in told.detail and "4 checkpoints" in told.detail
-    rows = [(row.update, row.heats, row.share, row.kept) for row in list_checkpoints(report)]
-    assert rows == [(12, 2, "64 %", True), (8, 2, "55 %", False), (4, 1, "50 %", False), (0, 1, "20 %", False)]
+    rows = [(row.update, row.share.split(" (")[0], row.kept) for row in list_checkpoints(report)]
+    assert [row[2] for row in rows] == [False, False, False, True]
+    assert [(update, share[:2]) for update, share, _ in rows] == [(0, "20"), (4, "50"), (8, "60"), (12, "70")]
     assert "Which checkpoint was kept?" in parse(report).texts
     agreed = {**report, "tournament": report["tournament"] | {"judged_update": 12}}
     again = judge_tournament(agreed)

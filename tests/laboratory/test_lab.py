@@ -100,16 +100,13 @@ def test_people_choose_the_best_policy_whatever_its_place() -> None:
     letters = [Completion.from_text(letter * 8) for letter in "abcdefghijkl"]
     worst, *_, middle, best = sorted(letters, key=lambda answer: bench.world.utility(bench.tournament[0], answer))
     for order in ((middle, best, worst), (best, worst, middle), (worst, middle, best)):
-        asked: list[tuple[int, int]] = []
 
-        def answer(weights: Any, prompts: Sequence[Prompt], use: str, order: Any = order, asked: Any = asked) -> Any:
-            asked.append((weights["place"], len(prompts)))
+        def answer(weights: Any, prompts: Sequence[Prompt], use: str, order: Any = order) -> Any:
+            assert len(prompts) == 200, "600 votes, three on each question"
             return SimpleNamespace(completions=[order[weights["place"]]] * len(prompts))
 
         bench._answer = answer  # type: ignore[method-assign]
         assert order[bench.choose([{"place": place} for place in range(3)], 0)] is best  # type: ignore[dict-item]
-        assert [count for _, count in asked] == [100, 100, 100, 300, 300], "300 votes a heat: 3, then 1 a question"
-        assert order[next(iter({0, 1, 2} - {place for place, _ in asked[3:]}))] is worst
 
 
 def test_nobodys_prompts_are_anothers() -> None:

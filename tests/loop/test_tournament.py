@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,7 @@ from accord.feedback.answering import Answer
 from accord.feedback.database import Database, open_database
 from accord.feedback.people import People
 from accord.feedback.queue import Queue
+from accord.feedback.records import vote_to_dict
 from accord.looks import Alarm, Look
 from accord.loop import choosing
 from accord.loop.asking import VotesMissing
@@ -42,13 +43,11 @@ def project(tmp_path: Path) -> Path:
 def plant_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look has one answer to everything, the longer the nearer it is to `LONGEST`."""
 
-    def sample(self: Any, heat: int, entrant: int, questions: Sequence[int]) -> Iterator[tuple[int, Completion]]:
-        update = self.updates[entrant]
+    def answer(context: Any, stage: Any, prompts: Any, update: int, questions: Sequence[int]) -> dict[int, Completion]:
         text = " ".join(["word"] * (9 - 2 * abs(update - LONGEST)))
-        origin = f"{self.stage.parents['policy']}/looks/{update}"
-        yield from ((question, Completion.from_text(text, origin=origin)) for question in questions)
+        return {question: Completion.from_text(text, origin=f"looks/{update}") for question in questions}
 
-    monkeypatch.setattr(choosing._Contest, "_sample", sample)
+    monkeypatch.setattr(choosing, "answer_as", answer)
 
 
 def test_the_look_that_annotators_prefer_goes_on_and_not_the_judges(
@@ -61,8 +60,9 @@ def test_the_look_that_annotators_prefer_goes_on_and_not_the_judges(
     assert [row["update"] for row in policies[0].read_jsonl("looks.jsonl")] == [0, 1, 2, 3, 4]
     chosen = contests[0].read_json("tournament.json")
     assert chosen["update"] == contests[0].summary["update"] == LONGEST
-    assert [len(heat["entrants"]) for heat in chosen["heats"]] == [5, 3, 2]
-    assert all(LONGEST in heat["entrants"] for heat in chosen["heats"])
+    shares = {row["update"]: row["share"]["value"] for row in chosen["standings"]}
+    assert list(shares) == [0, 1, 2, 3, 4] and shares[LONGEST] == max(shares.values()) > 0.9
+    assert sum(shares.values()) == pytest.approx(5 / 2)
     kept, own = adapter_folder(contests[0].folder), adapter_folder(look_folder(policies[0].folder, LONGEST))
     files = sorted(path.name for path in own.iterdir())
     assert files == sorted(path.name for path in kept.iterdir())
@@ -94,7 +94,7 @@ def test_votes_compare_answers_of_different_looks_and_no_pair_is_asked_about_twi
         find_stages(project, settings, kind) for kind in ("tournament", "policy", "prompts")
     )
     votes = contest.read_jsonl("votes.jsonl")
-    assert 0 < len(votes) == contest.summary["votes"] <= 90 + 3 * 5
+    assert 0 < len(votes) == contest.summary["votes"] <= 90 + 5
     updates = [row["update"] for row in policy.read_jsonl("looks.jsonl")]
     names = {f"policy/{policy.key}/looks/{update}" for update in updates}
     pairs = []
@@ -151,11 +151,9 @@ def vote_for_length(database: Database) -> list[tuple[str, str]]:
     return done
 
 
-def test_people_are_asked_heat_by_heat_and_a_stopped_run_goes_on(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without waiting the run ends at each heat, and people vote in between. What is taken back once a heat has ended
-    changes nothing, and is not waited for."""
+def test_people_are_asked_and_a_stopped_run_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting the run ends at the round's votes and at the tournament, and people vote in between. A vote of
+    the round that is taken back meanwhile is not waited for a second time."""
     plant_answers(monkeypatch)
     settings = [*LOOKS, "feedback.source=people", "label.overlap_share=0.0", "label.repeat_share=0.0"]
     settings += ["prompts.limit=16", "feedback.heldout_fraction=0.5"]
@@ -164,22 +162,22 @@ def test_people_are_asked_heat_by_heat_and_a_stopped_run_goes_on(
         for name in ("ada", "bo"):
             People(database).add(name, actor="test")
         queue, cast = Queue(database), list[list[tuple[str, str]]]()
-        for _ in range(8):
+        for _ in range(5):
             try:
                 loop.run(workspace, config, Silence(), wait=False)
                 break
             except VotesMissing:
                 cast.append(vote_for_length(database))
-            if len(cast) == 3:  # the round's votes and two heats: the first of these has been counted
-                queue.undo(*cast[1][0], str(uuid4()))
+            if len(cast) == 2:
+                queue.undo(*cast[0][0], str(uuid4()))
         (contest,) = find_stages(project, settings, "tournament")
-        sources = [vote.source for vote in queue.votes(1)]
+        votes = [vote_to_dict(vote) for vote in queue.votes(1) if vote.source.startswith("tournament/")]
     assert contest.summary["update"] == LONGEST
-    assert len(cast) == 4, "the round's votes, then three heats"
+    assert len(cast) == 2, "the round's votes, then the tournament's"
     kept = contest.read_jsonl("votes.jsonl")
+    assert kept == json.loads(json.dumps(votes)) and len(kept) == len(cast[1])
     assert {row["annotator"] for row in kept} == {"ada", "bo"} and not any(row["simulated"] for row in kept)
-    assert {row["source"] for row in kept} == {f"tournament/{contest.key}/{heat}" for heat in range(3)} < set(sources)
-    assert len(kept) == sum(map(len, cast[1:])) == 1 + sum(source.startswith("tournament/") for source in sources)
+    assert {row["source"] for row in kept} == {f"tournament/{contest.key}"}
 
 
 def test_votes_that_are_there_already_choose_among_no_looks(project: Path) -> None:
