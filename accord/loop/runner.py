@@ -178,7 +178,8 @@ def run(workspace: Workspace, config: Config, progress: Progress, *, wait: bool 
             last = stage.round
             name = f"{stage.round:03d}/{stage.kind}"
             if distributed.agree(workspace.find(stage.kind, stage.key)):
-                shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key), ignore_errors=True)
+                if distributed.is_first():  # of two that do this at once, one falls over the other
+                    shutil.rmtree(workspace.scratch_folder(stage.kind, stage.key), ignore_errors=True)
                 already += 1
                 progress.stage(name, "already done")
                 continue

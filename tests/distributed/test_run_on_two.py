@@ -17,16 +17,22 @@ from tiny_project import ROOT, build_tiny_project, start_accord
 
 from accord.workspace import Workspace, read_lines
 
-SETTINGS = ("--plain", "--yes", "--set", "ppo.updates=4", "--set", "compute.timeout_seconds=60")
+SETTINGS = (
+    "--plain", "--yes", "--set", "ppo.updates=4", "--set", "compute.timeout_seconds=60", "--set", "tournament.votes=40",
+)  # fmt: skip
 TWO = ("--set", "compute.processes=2")
 
 
 def read_policy(folder: Path) -> dict[str, float]:
-    """Each weight's sum of magnitudes, and the evaluation's numbers."""
+    """Each weight's sum of magnitudes, the evaluation's numbers, and what each checkpoint won."""
     (policy,) = (folder / "artifacts/policy").glob("*/adapter/*.safetensors")
     (evaluation,) = (folder / "artifacts/evaluation").glob("*/evaluation.json")
     found = {name: float(value.abs().sum()) for name, value in load_file(policy).items()}
-    return found | {"proxy": json.loads(evaluation.read_text())["policy"]["proxy"]["value"]}
+    (tournament,) = (folder / "artifacts/tournament").glob("*/tournament.json")
+    contest = json.loads(tournament.read_text())
+    found |= {f"won by {row['update']}": row["share"]["value"] for row in contest["standings"]}
+    found |= {"kept": contest["update"], "proxy": json.loads(evaluation.read_text())["policy"]["proxy"]["value"]}
+    return found
 
 
 def wait_for_update(folder: Path, update: int, process: subprocess.Popen[str], seconds: float = 90.0) -> None:
