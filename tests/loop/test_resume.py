@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from tiny_project import build_tiny_project, hash_artifacts, start_accord
 
+from accord import distributed, loop
+from accord.config import load_config
 from accord.feedback.store import VoteStore
+from accord.types import Silence
 from accord.workspace import Workspace
 
 KILLS = int(os.environ.get("ACCORD_KILLS", "2"))
@@ -99,6 +102,22 @@ def test_a_finished_run_does_nothing_and_its_report_can_be_rebuilt(uninterrupted
     assert json.loads(report.read_text()) == first
     for key in ("feedback", "reward_model", "policy", "evaluation", "timings_seconds", "peak_rss_bytes"):
         assert first[key], key
+
+
+def test_of_several_processes_only_the_first_clears_what_a_finished_stage_left(
+    uninterrupted: tuple[Path, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that remove one folder at once fall over each other, and a restart under torchrun fails."""
+    folder, _ = uninterrupted
+    touched = []
+    monkeypatch.setattr(Workspace, "scratch_folder", lambda self, kind, key: touched.append(kind) or folder / "none")
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "agree", lambda value: value or ["the first one's report"])
+    found = loop.run(Workspace(folder), load_config(folder, []), Silence())
+    assert (found.made, touched) == (0, []) and found.already_done > 5
+    monkeypatch.setattr(distributed, "is_first", lambda: True)
+    loop.run(Workspace(folder), load_config(folder, []), Silence())
+    assert len(touched) == found.already_done
 
 
 def test_from_the_policy_one_walks_back_to_each_vote(uninterrupted: tuple[Path, float]) -> None:
