@@ -72,5 +72,33 @@ class Alarm:
         return {"kind": self.kind, "update": self.update, "reason": self.reason, "measured": dict(self.measured)}
 
 
-Watch = Callable[[Sequence[Look]], Sequence[Alarm]]
-"""What is asked after every look, with all looks of the run so far: the alarms that ring now; none: all is well."""
+@dataclass(frozen=True)
+class Challenge:
+    """What annotators said of the last look beside the best one before it, which was taken after update `rival`.
+
+    outcomes (n,): a question each, 1 where they preferred the last look's answer, 0 the other, 0.5 neither.
+    """
+
+    update: int
+    rival: int
+    outcomes: tuple[float, ...]
+
+    @property
+    def share(self) -> float:
+        """What the last look won; ties count half."""
+        return sum(self.outcomes) / len(self.outcomes)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of the last look. alarms: that ring now; none: all is well.
+
+    better: whether annotators prefer it to the best look before; None: nobody was asked, and the judge's score decides.
+    """
+
+    alarms: Sequence[Alarm] = ()
+    better: bool | None = None
+
+
+Watch = Callable[[Sequence[Look], int], Judgement]
+"""What is asked after every look, with all looks of the run so far and the update of the best one before the last."""

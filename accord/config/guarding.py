@@ -44,6 +44,12 @@ class AlarmSection(Section):
     false_alarm_rate: float = Field(
         0.05, gt=0, lt=0.5, description="Chance that a whole run rings falsely by the tests against the judge."
     )
+    votes: int = Field(
+        0,
+        ge=0,
+        description="Cast at each look after the start, one a pair, on its answers beside those of the best look so "
+        "far: they ring where they prefer that one, and decide which is best; 0: none, the judge decides.",
+    )
     confirmed_share: float = Field(
         0.5,
         ge=0,

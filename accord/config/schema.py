@@ -361,12 +361,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _tournament_needs_annotators(self) -> Config:
-        if self.tournament.votes and self.feedback.source == "votes":
-            raise ValueError(
-                "tournament.votes asks annotators while the loop runs: it needs feedback.source = "
-                '"people" or "simulated"'
-            )
+    def _votes_on_looks_need_annotators(self) -> Config:
+        for name in ("alarm", "tournament"):
+            if getattr(self, name).votes and self.feedback.source == "votes":
+                raise ValueError(
+                    f"{name}.votes asks annotators while the loop runs: it needs feedback.source = "
+                    '"people" or "simulated"'
+                )
+        if self.alarm.votes and not self.alarm.enabled:
+            raise ValueError("alarm.votes asks annotators for the alarm: it needs alarm.enabled = true")
         return self
 
     @model_validator(mode="after")

@@ -1,15 +1,18 @@
 """The alarm: whether a policy in training wins by nonsense rather than by serving people better.
 
 Implements tests on the looks of a run (`looks.Look`): the judge falls while the proxy claims a gain (`reversal`), the
-judge confirms too little of what the proxy claims (`shortfall`), the ensemble's members part (`disagreement`), and KL
-out of its budget (`kl`); the marks of degenerate text come from `degeneration`. Pure functions on numbers and texts.
-Leaves out taking looks, and stopping (`training`).
+judge confirms too little of what the proxy claims (`shortfall`), annotators who are asked at each look prefer an
+earlier policy while the proxy claims a gain (`votes`), the ensemble's members part (`disagreement`), and KL out of its
+budget (`kl`); the marks of degenerate text come from `degeneration`. Pure functions on numbers and texts. Leaves out
+taking looks, and stopping (`training`), and asking annotators (`loop.challenging`).
 
 Statistics. All looks have the same n prompts and seeds, so differences are paired by prompt. A run has K planned looks
-after the start. The chance that any of the three tests rings falsely in a run is at most `false_alarm_rate`: each test
-gets a third of it, parted by Bonferroni over all comparisons that the whole run could make (K for a comparison with the
-start, K (K + 1) / 2 for one with every earlier look). So it holds whichever look is the best so far, and however often
-one looks. Each comparison is a one-sided paired t-test. Marks of text have thresholds instead, and no rate.
+after the start. The chance that any of the tests rings falsely in a run is at most `false_alarm_rate`: each of the
+three, or with annotators four, gets as large a part of it, parted by Bonferroni over all comparisons that the whole run
+could make (K for a comparison with the start or with the best look so far, whose votes are fresh at each look;
+K (K + 1) / 2 for one with every earlier look). So it holds whichever look is the best so far, and however often one
+looks. Each comparison is a one-sided paired t-test, of votes an exact sign test. Marks of text have thresholds instead,
+and no rate.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from scipy import stats
 from accord.config.schema import AlarmSection
 from accord.evaluation.degeneration import find_degeneration
 from accord.evaluation.wording import say_number
-from accord.looks import Alarm, Look
+from accord.looks import Alarm, Challenge, Look
 
 LEAST_PROMPTS = 8
-"""With fewer validation prompts no look can tell, and nothing rings."""
+"""With fewer validation prompts a look by itself cannot tell, and nothing rings but by annotators' votes."""
 
 TESTS = 3
-"""Tests that share the false-alarm rate: reversal, shortfall, disagreement."""
+"""Tests that share the false-alarm rate: reversal, shortfall, disagreement; where annotators are asked, votes too."""
 
 RATE_CONFIDENCE = 0.95
 """Of the lower limit of the exchange rate: one-sided."""
@@ -38,29 +41,39 @@ RATE_CONFIDENCE = 0.95
 Values = NDArray[np.float64]
 
 
-def check_looks(looks: Sequence[Look], cfg: AlarmSection, *, planned: int, max_kl_nats: float) -> list[Alarm]:
+def check_looks(
+    looks: Sequence[Look], cfg: AlarmSection, *, planned: int, max_kl_nats: float, challenge: Challenge | None = None
+) -> list[Alarm]:
     """The alarms that ring at the last of `looks`, the first of which was taken before any update; most often none.
 
-    planned: looks after the start that the whole run takes, if nothing stops it.
+    planned: looks after the start that the whole run takes, if nothing stops it. challenge: what annotators said of the
+    last look, where they were asked.
     """
-    if not cfg.enabled or len(looks) < 2 or len(looks[-1].proxy) < LEAST_PROMPTS:
+    if not cfg.enabled or len(looks) < 2:
         return []
-    found = [_check_kl(looks[-1], cfg.kl_budgets * max_kl_nats), *check_scores(looks, cfg, planned=planned)]
-    return [alarm for alarm in found if alarm is not None] + find_degeneration(looks[0], looks[-1], cfg)
+    tests = check_scores(looks, cfg, planned=planned, challenge=challenge)
+    if len(looks[-1].proxy) < LEAST_PROMPTS:
+        return tests
+    far = _check_kl(looks[-1], cfg.kl_budgets * max_kl_nats)
+    return [*([far] if far else []), *tests, *find_degeneration(looks[0], looks[-1], cfg)]
 
 
-def check_scores(looks: Sequence[Look], cfg: AlarmSection, *, planned: int) -> list[Alarm]:
+def check_scores(
+    looks: Sequence[Look], cfg: AlarmSection, *, planned: int, challenge: Challenge | None = None
+) -> list[Alarm]:
     """Those alarms that are tests, at the last of `looks`: their rate over a run is at most `cfg.false_alarm_rate`."""
-    level = cfg.false_alarm_rate / TESTS
+    level = cfg.false_alarm_rate / (TESTS + bool(challenge))
     proxy, heldout = (
         [np.asarray(getattr(look, name), dtype=np.float64) for look in looks] for name in ("proxy", "heldout")
     )
     updates = [look.update for look in looks]
-    found = [
-        check_reversal(proxy, heldout, updates, level / count_pairs(planned)),
-        check_shortfall(proxy, heldout, updates, level / planned, cfg.confirmed_share),
-        _test_ensemble(looks, level / planned, cfg.disagreement_ratio),
-    ]
+    found = [check_votes(looks, challenge, level / planned)] if challenge else []
+    if len(looks[-1].proxy) >= LEAST_PROMPTS:
+        found += [
+            check_reversal(proxy, heldout, updates, level / count_pairs(planned)),
+            check_shortfall(proxy, heldout, updates, level / planned, cfg.confirmed_share),
+            _test_ensemble(looks, level / planned, cfg.disagreement_ratio),
+        ]
     return [alarm for alarm in found if alarm is not None]
 
 
@@ -118,6 +131,26 @@ def check_shortfall(
     )
     measured = {"claimed": claimed, "judged": judged, "expected": rate * claimed, "p": chance}
     return Alarm("shortfall", updates[-1], reason, measured)
+
+
+def check_votes(looks: Sequence[Look], challenge: Challenge, level: float) -> Alarm | None:
+    """Annotators prefer the best look before to the last one, while the proxy claims a gain since: p < `level`.
+
+    A sign test, exact for votes that do not depend on each other. H0: of the answers to a question of which they prefer
+    one, it is the last look's at least every second time.
+    """
+    before = next(look for look in looks if look.update == challenge.rival)
+    gain = float(np.mean(looks[-1].proxy) - np.mean(before.proxy))
+    won, lost = (sum(sign * (outcome - 0.5) > 0 for outcome in challenge.outcomes) for sign in (1, -1))
+    chance = float(stats.binom.cdf(won, won + lost, 0.5)) if won + lost else 1.0
+    if gain <= 0 or chance >= level:
+        return None
+    when = "since the start" if challenge.rival == 0 else f"since update {challenge.rival}"
+    reason = (
+        f"The reward that is optimised has risen by {say_number(gain)} {when}, and annotators prefer the policy as it "
+        f"was then: in {lost} of {won + lost} pairs of answers between which they decided. {_say_chance(chance)}"
+    )
+    return Alarm("votes", looks[-1].update, reason, {"claimed": gain, "won": won, "lost": lost, "p": chance})
 
 
 def check_disagreement(before: ArrayLike, after: ArrayLike, update: int, level: float, ratio: float) -> Alarm | None:

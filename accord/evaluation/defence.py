@@ -16,6 +16,7 @@ ALARM_TITLES = {
     "reversal": "The reward was gamed: the judge fell while the reward rose",
     "shortfall": "The reward was gamed: the judge does not confirm the gain",
     "disagreement": "The reward models no longer agree",
+    "votes": "The reward was gamed: annotators prefer an earlier policy",
     "kl": "The policy left its KL budget",
     "repetition": "Answers repeat themselves",
     "phrase": "One phrase everywhere",
@@ -108,7 +109,8 @@ def judge_tournament(report: Report) -> Finding | None:
         return None
     update, judged = contest["update"], contest["judged_update"]
     voters = "Simulated annotators" if (report.get("feedback") or {}).get("simulated") else "People"
-    also = "as the held-out judge would have" if update == judged else f"where the held-out judge would keep {judged}"
+    rival = "their votes at each look" if (report.get("alarm") or {}).get("challenges") else "the held-out judge"
+    also = f"as {rival} would have" if update == judged else f"where {rival} would keep {judged}"
     detail = (
         f"By {contest['votes']:,} votes on pairs of answers of {len(contest['standings'])} checkpoints. What an alarm "
         "spoke of, or is beyond the KL budget, took no part."
@@ -140,7 +142,26 @@ def list_alarms(report: Report) -> list[Finding]:
         Finding(f"Alarm at update {row['update']}: {ALARM_TITLES.get(row['kind'], row['kind'])}", row["reason"], "bad")
         for row in alarm["alarms"]
     ]
-    return found or [Finding("No alarm rang", "At no look did the judge contradict the reward.", "good")]
+    asked = " Nor did annotators prefer an earlier policy." if alarm.get("challenges") else ""
+    return found or [Finding("No alarm rang", f"At no look did the judge contradict the reward.{asked}", "good")]
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengeRow:
+    """One look on the page that annotators compared with the best one before: both updates, votes, and its share."""
+
+    update: int
+    rival: int
+    votes: str
+    share: str
+
+
+def list_challenges(report: Report) -> list[ChallengeRow]:
+    """What annotators said of each look, in the order of training; empty where they were not asked."""
+    return [
+        ChallengeRow(row["update"], row["rival"], say_number(row["votes"]), say_estimate(row["share"], 0, percent=True))
+        for row in (report.get("alarm") or {}).get("challenges") or ()
+    ]
 
 
 def list_suspects(report: Report) -> list[str]:

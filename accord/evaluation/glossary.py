@@ -205,6 +205,8 @@ GLOSSARY: dict[str, str] = {
     # Alarm
     "alarms": "What rang, each with its reason; in the table of rounds the kinds alone.",
     "reason": "Why an alarm rang, in plain words.",
+    "challenges": "What annotators said of each look beside the best one before it, where they were asked.",
+    "rival": "The update of that best look before.",
     "measured": "The numbers that an alarm rests on.",
     "suspects": "Tokens and words that bought the reward: rare at the start, frequent now, and paid for by the proxy.",
     "share_before": "Share of answers that have the token at the start.",

@@ -116,9 +116,8 @@ class RunContext:
         self.forget(role)
         return load_learned_reward(self.base, role, adapter_folder(artifact.folder), self.config.reward_model.combine)
 
-    def load_policy(self, role: str, artifact: Artifact, look: int | None = None) -> str:
-        """The policy of an artifact of its own under the name `role`; look: as it was after so many updates."""
-        folder = artifact.folder if look is None else look_folder(artifact.folder, look)
+    def load_policy(self, role: str, folder: Path) -> str:
+        """The policy of an artifact's folder, or of a look's in it, under the name `role`."""
         self.forget(role)
         self.base.load_policy(role, adapter_folder(folder))
         self._spare_memory()
@@ -140,7 +139,7 @@ class RunContext:
     def load_standing(self, role: str, artifact: Artifact) -> str | None:
         """As `load_policy`, for a gate too: the policy that it promoted. None where that is the reference itself."""
         found = self.find_policy(artifact)
-        return None if found is None else self.load_policy(role, found)
+        return None if found is None else self.load_policy(role, found.folder)
 
     def find_policy(self, artifact: Artifact) -> Artifact | None:
         """The artifact whose weights stand for `artifact`; None: the reference's, which has none of its own."""

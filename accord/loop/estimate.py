@@ -226,6 +226,9 @@ def _count_answers(work: Work, config: Config, machine: Machine, share: float) -
 
 
 def _count_policy(work: Work, config: Config, machine: Machine) -> None:
+    """Where annotators are asked at each look, it and the best one before answer too."""
+    asked = 2 * config.alarm.votes * count_looks(config)
+    work.add_sampling(asked, asked, machine, config.sample.max_new_tokens)
     if config.policy.method == "rejection_sampling":
         rejection, new = config.rejection_sampling, config.sample.max_new_tokens
         candidates = machine.train_prompts * rejection.candidates

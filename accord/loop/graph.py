@@ -177,9 +177,11 @@ class _Graph:
         start = {"start": self.champion} if self.champion else {}
         anchored = {"anchor": self._add_anchor(number)} if number > 1 else {}
         anchored = {name: address for name, address in anchored.items() if address}
-        settings = sections.describe_policy(self.config)
+        settings = sections.describe_policy(self.workspace, self.config)
         policy = self.add("policy", number, improving.improve_policy, settings, {**judges, **start, **anchored})
         self.trained = policy
+        if self.config.alarm.votes:
+            self.voted = {**self.voted, f"votes_{number}_looks": policy}
         if self.config.tournament.votes:
             policy = self._add_tournament(number, policy)
         shown = sections.describe_evaluation(self.config)

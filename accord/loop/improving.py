@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from accord.evaluation import evaluate_policy
 from accord.loop.anchoring import load_anchor
 from accord.loop.budget import choose_policy_batch, choose_sft_batch, set_batch
+from accord.loop.challenging import Challenges
 from accord.loop.context import RunContext, adapter_folder
 from accord.loop.demonstrating import build_examples, load_demonstrations
+from accord.loop.interruption import Interruptible
 from accord.loop.mixing import mix_sources
 from accord.loop.preparing import load_preferences, load_prompts
 from accord.loop.serving import load_served
@@ -55,7 +57,8 @@ def fine_tune(context: RunContext, stage: Stage, draft: Draft) -> None:
 def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     """Optimise the policy against the proxy reward by the method of [policy]; the best checkpoint is what is kept.
 
-    Where annotators will choose among its looks (`choosing`), all that may be kept are in the artifact.
+    Where annotators are asked at each look (`challenging`), their votes are in the artifact; where they will choose
+    among its looks (`choosing`), all that may be kept are.
     """
     cfg, base = context.config, context.base
     prompts = load_prompts(context, stage, "train")
@@ -71,11 +74,13 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     reference = load_anchor(context, stage)
     micro_batch_size = context.tell_micro_batch(choose_policy_batch(base, prompts, cfg))
     scratch, chosen_among = context.workspace.scratch_folder(stage.kind, stage.key), "keep_looks" in stage.section
-    watch = build_watch(cfg)
+    trained_on, task = prompts[len(validation) :], Interruptible(context.progress)
+    ask = Challenges(context, stage, "policy", trained_on, scratch, task) if cfg.alarm.votes else None
+    watch = build_watch(cfg, ask)
     job = TrainingJob(
         base=base,
         policy="policy",
-        prompts=prompts[len(validation) :],
+        prompts=trained_on,
         validation_prompts=validation,
         generator=context.sampler(keep_trunk=True),
         proxy=mix_sources(cfg.reward, proxy),
@@ -83,9 +88,9 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
         reference=reference,
         config=set_batch(cfg, micro_batch_size),
         seed=stage.seed,
-        progress=context.progress,
+        progress=task,
         checkpoint=FolderCheckpoint(scratch),
-        watch=keep_looks(watch, base, "policy", scratch) if chosen_among else watch,
+        watch=keep_looks(watch, base, "policy", scratch) if chosen_among or ask else watch,
         gold=as_source(find_text_reward(stage.section["gold"])) if "gold" in stage.section else None,
         disagreement=None if ensemble is None else ensemble.disagreement,
         micro_batch_size=micro_batch_size,
@@ -95,7 +100,7 @@ def improve_policy(context: RunContext, stage: Stage, draft: Draft) -> None:
     for role in reversed(base.roles()):
         context.forget(role)
     draft.write_jsonl("history.jsonl", result.history)
-    record_watch(context, draft, result)
+    record_watch(context, draft, result, ask.record(draft, result.looks) if ask else None)
     if chosen_among:
         record_looks(scratch, draft, result, cfg.policy.max_kl_nats)
     draft.summary.update(
@@ -111,7 +116,7 @@ def evaluate(context: RunContext, stage: Stage, draft: Draft) -> None:
     cfg, base = context.config, context.base
     gold = find_text_reward(cfg.simulation.utility) if cfg.feedback.source == "simulated" else None
     proxy, heldout = (load_served(context, stage, part) for part in ("proxy", "heldout"))
-    role = context.load_policy("policy", context.parent(stage, "policy"))
+    role = context.load_policy("policy", context.parent(stage, "policy").folder)
     result = evaluate_policy(
         base,
         context.sampler(),

@@ -39,11 +39,11 @@ def tabulate_round(workspace: Workspace, stages: Sequence[Stage], number: int) -
     found = {stage.kind: workspace.find(stage.kind, stage.key) for stage in own}
     ledger = [row for row in workspace.read_ledger(number) if row["key"] in {stage.key for stage in own}]
     gate, policy = found.get("gate"), found.get("policy")
-    votes = [artifact.summary["votes"] for kind in ("votes", "tournament") if (artifact := found.get(kind))]
+    cast = [artifact for kind in ("votes", "policy", "tournament") if (artifact := found.get(kind))]
     decision = gate.read_json("gate.json") if gate else {}
     return {
         "round": number,
-        "votes": sum(votes),
+        "votes": sum(artifact.summary.get("votes", 0) for artifact in cast),
         "seconds": round(sum(row["seconds"] for row in ledger), 3),
         "sampled_tokens": sum(row.get("sampled_tokens", 0) for row in ledger),
         "promoted": decision.get("promoted"),

@@ -40,7 +40,7 @@ from accord.training.optimization import check_optimizer
 from accord.types import Progress
 from accord.workspace import Workspace, append_line
 
-TOLD = {"votes": ("votes",), "tournament": ("votes",), "gate": ("promoted", "gain")}
+TOLD = {"votes": ("votes",), "policy": ("votes",), "tournament": ("votes",), "gate": ("promoted", "gain")}
 """What the ledger says of a stage beside its cost: votes spent, and what the round gained by the held-out judge."""
 
 SHARED = {
@@ -233,7 +233,7 @@ def _write(context: RunContext, stage: Stage) -> None:
             "seconds": round(seconds, 3),
             "sampled_tokens": context.sampled_tokens - tokens,
             "peak_rss_bytes": measure_peak_rss(),
-            **{name: draft.summary[name] for name in TOLD.get(stage.kind, ())},
+            **{name: draft.summary[name] for name in TOLD.get(stage.kind, ()) if name in draft.summary},
         },
     )
 

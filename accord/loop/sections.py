@@ -32,7 +32,7 @@ def describe_model(config: Config) -> dict[str, Any]:
     return section
 
 
-def describe_policy(config: Config) -> dict[str, Any]:
+def describe_policy(workspace: Workspace, config: Config) -> dict[str, Any]:
     """The settings of the chosen method only, so that another method's knobs do not spoil a finished policy."""
     method = config.policy.method
     own = {method: dump(getattr(config, method))} if hasattr(config, method) else {}
@@ -42,6 +42,10 @@ def describe_policy(config: Config) -> dict[str, Any]:
         "alarm": dump(config.alarm),
         **own,
     }
+    if config.alarm.votes:
+        section |= describe_voters(workspace, config)
+    else:
+        del section["alarm"]["votes"]  # what was made before annotators could be asked stays as it is
     mixed = {name: value for name, value in dump(config.reward).items() if name not in ("people", "serve")}
     section["reward"] = mixed | describe_served(config)
     if config.tournament.votes:
@@ -67,8 +71,13 @@ def describe_evaluation(config: Config) -> dict[str, Any]:
 
 def describe_tournament(workspace: Workspace, config: Config) -> dict[str, Any]:
     """How annotators choose among the looks of a run: how many votes, and how those are cast."""
-    voters = {} if config.feedback.source == "people" else describe_asking(workspace, config)
+    voters = describe_voters(workspace, config)
     return {"tournament": dump(config.tournament), "sample": dump(config.sample), **voters}
+
+
+def describe_voters(workspace: Workspace, config: Config) -> dict[str, Any]:
+    """Who votes on looks: simulated annotators by their settings; people are asked for one vote a pair, whatever is."""
+    return {} if config.feedback.source == "people" else describe_asking(workspace, config)
 
 
 def describe_gate(config: Config) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 Implements the alarm with the project's settings, and its record: alarms, the tokens that bought the reward, and the
 answers on which proxy and judge part most, each beside the start's answer to the same prompt; and the weights of each
 look, where annotators are to choose among them. Leaves out the tests (`evaluation.alarm`), stopping (`training`),
-asking about the disputed answers (`preparing`, `asking`) and the choice (`choosing`).
+asking about looks (`challenging`) and about the disputed answers (`preparing`, `asking`), and the choice (`choosing`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,21 +20,28 @@ import numpy as np
 from accord import distributed
 from accord.config import Config
 from accord.evaluation import check_looks, find_suspects
-from accord.looks import Alarm, Look, Watch
+from accord.looks import Challenge, Judgement, Look, Watch
 from accord.loop.context import RunContext, adapter_folder, look_folder
 from accord.models import Base
 from accord.training import TrainingResult
 from accord.training.selection import summarise_look
 from accord.workspace import Draft
 
+Ask = Callable[[Sequence[Look], int], Challenge | None]
+"""What annotators say of the last look beside the one after the update given; None: they are not asked."""
 
-def build_watch(cfg: Config) -> Watch | None:
-    """The alarm of `[alarm]`, for as many looks as the method takes after the start."""
+
+def build_watch(cfg: Config, ask: Ask | None = None) -> Watch | None:
+    """The alarm of `[alarm]`, for as many looks as the method takes after the start; ask: annotators at each look."""
     if not cfg.alarm.enabled:
         return None
 
-    def watch(looks: Sequence[Look]) -> list[Alarm]:
-        return check_looks(looks, cfg.alarm, planned=count_looks(cfg), max_kl_nats=cfg.policy.max_kl_nats)
+    def watch(looks: Sequence[Look], best: int) -> Judgement:
+        challenge = ask(looks, best) if ask else None
+        alarms = check_looks(
+            looks, cfg.alarm, planned=count_looks(cfg), max_kl_nats=cfg.policy.max_kl_nats, challenge=challenge
+        )
+        return Judgement(alarms, None if challenge is None else challenge.share > 0.5)
 
     return watch
 
@@ -50,11 +57,11 @@ def keep_looks(watch: Watch | None, base: Base, policy: str, folder: Path) -> Wa
     """`watch` that at each look first writes the weights of `policy` to `folder`; the last of a killed run is written
     again when it goes on."""
 
-    def keep(looks: Sequence[Look]) -> Sequence[Alarm]:
+    def keep(looks: Sequence[Look], best: int) -> Judgement:
         with TemporaryDirectory() as nowhere:  # all processes have part in it, the first one's file is kept
             own = folder if distributed.is_first() else Path(nowhere)
             base.save_role(policy, adapter_folder(look_folder(own, looks[-1].update)))
-        return watch(looks) if watch else ()
+        return watch(looks, best) if watch else Judgement()
 
     return keep
 
@@ -73,12 +80,14 @@ def record_looks(folder: Path, draft: Draft, result: TrainingResult, max_kl_nats
             shutil.copytree(look_folder(folder, row["update"]), look_folder(draft.folder, row["update"]))
 
 
-def record_watch(context: RunContext, draft: Draft, result: TrainingResult) -> None:
-    """Write alarm.json (alarms, suspects) and, after an alarm, disputed.jsonl."""
+def record_watch(
+    context: RunContext, draft: Draft, result: TrainingResult, challenges: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Write alarm.json (alarms, suspects, and challenges, where there were any) and, after an alarm, disputed.jsonl."""
     base, rang = context.base, bool(result.alarms)
     suspects = find_suspects(result.looks, lambda token: base.tokens.decode([token])) if rang else []
     found = {"alarms": [a.to_dict() for a in result.alarms], "suspects": [s.to_dict() for s in suspects]}
-    draft.write_json("alarm.json", found)
+    draft.write_json("alarm.json", found if challenges is None else found | {"challenges": list(challenges)})
     draft.write_jsonl("disputed.jsonl", list_disputed(result.looks, context.config.alarm.disputed) if rang else [])
     draft.summary["alarms"] = [alarm.kind for alarm in result.alarms]
 

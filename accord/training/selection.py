@@ -1,8 +1,9 @@
 """The best checkpoint, and the watch over a run: looks at a policy in training, and which of them is kept.
 
 Implements looks on validation prompts with fixed seeds, so that two policies are compared on the same draws; held-out
-score within a KL budget; and asking, after each look, whether an alarm rings. Leaves out what makes one ring
-(`accord/evaluation`, through `looks.Watch`), and the final evaluation, which uses prompts that chose nothing.
+score within a KL budget; and asking, after each look, whether an alarm rings and what annotators say. Leaves out both
+answers (`accord/evaluation` and `accord/loop`, through `looks.Watch`), and the final evaluation, which uses prompts
+that chose nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from accord.config.schema import SampleSection
 from accord.functional import compute_sequence_kl
-from accord.looks import Alarm, Look, Watch
+from accord.looks import Alarm, Judgement, Look, Watch
 from accord.models import Base
 from accord.rewards import EnsembleReward, LearnedReward
 from accord.training.checks import check_finite
@@ -137,15 +138,18 @@ class Best:
     score: float | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def consider(self, row: Mapping[str, float | int], judge: Judge) -> None:
+    def consider(self, row: Mapping[str, float | int], judge: Judge, better: bool | None = None) -> None:
         """Keep the policy as it is now if it has the highest held-out score of those within the KL budget.
 
-        The first one considered (before any update) is kept whatever its KL, so that there always is one.
+        better: what annotators say of it, beside the best so far; where they were asked, that decides and not the
+        score. The first one considered (before any update) is kept whatever its KL, so that there always is one.
         """
         if "heldout_score" not in row:
             return
         within = row["heldout_kl_nats"] <= judge.max_kl_nats
-        if self.score is None or (within and row["heldout_score"] > self.score):
+        if better is None:
+            better = self.score is None or row["heldout_score"] > self.score
+        if self.score is None or (within and better):
             self.update = int(row["update"])
             self.score = row["heldout_score"]
             self.weights = judge.base.state(judge.policy)
@@ -169,10 +173,10 @@ class Record:
         if look is None:
             return
         self.looks.append(look)
-        ringing = judge.watch(self.looks) if judge.watch else ()
-        self.alarms.extend(ringing)
-        if not ringing:
-            self.best.consider({"update": look.update, **summarise_look(look)}, judge)
+        said = judge.watch(self.looks, self.best.update) if judge.watch else Judgement()
+        self.alarms.extend(said.alarms)
+        if not said.alarms:
+            self.best.consider({"update": look.update, **summarise_look(look)}, judge, said.better)
 
     @property
     def stopped(self) -> str | None:

@@ -21,9 +21,9 @@ from accord.workspace import Workspace
 class RoundSummary:
     """One time round the loop. None and empty mappings stand for what is not there yet.
 
-    votes: of this round, those of its tournament among them; agreement, annotators: as the consensus has them; gate:
-    gate.json; alarms: those that rang in the fit of the policy, as alarm.json has them. seconds: of all stages that are
-    done.
+    votes: of this round, those on looks and of its tournament among them; agreement, annotators: as the consensus has
+    them; gate: gate.json; alarms: those that rang in the fit of the policy, as alarm.json has them. seconds: of all
+    stages that are done.
     """
 
     view: RoundView
@@ -55,7 +55,7 @@ def summarise(workspace: Workspace, view: RoundView) -> RoundSummary:
         return _read_json(path) if stage in newest and path.is_file() else {}
 
     consensus = read("preferences", "consensus.json")
-    cast = [read(stage, "manifest.json").get("summary", {}).get("votes") for stage in ("votes", "tournament")]
+    cast = [read(stage, "manifest.json").get("summary", {}).get("votes") for stage in ("votes", "policy", "tournament")]
     votes = [count for count in cast if count is not None]
     return RoundSummary(
         view=view,

@@ -14,7 +14,7 @@ from accord.evaluation import check_looks, find_suspects
 from accord.evaluation.alarm import check_scores, compute_exchange_rate, compute_p_below
 from accord.evaluation.degeneration import find_degeneration
 from accord.evaluation.suspects import compute_log_odds_z, compute_price
-from accord.looks import Alarm, Look
+from accord.looks import Alarm, Challenge, Look
 from accord.types import Completion, Prompt
 
 PROMPTS, LOOKS = 32, 6
@@ -125,6 +125,47 @@ def test_an_ensemble_that_parts_rings_and_one_that_does_not_is_silent() -> None:
     parted = make_look(2, rng.normal(size=32), rng.normal(size=32), disagreement=rng.uniform(0.6, 1.2, 32))
     assert listen(calm) == []
     assert [alarm.kind for alarm in listen([*calm, parted])] == ["disagreement"]
+
+
+def hear(won: int, lost: int, *, ties: int = 0, proxy: float = 1.0, planned: int = 1) -> list[Alarm]:
+    """The alarms of the look after update 8, whose proxy is at `proxy`; the best before is update 4, where it is 0.5.
+    The judge says nothing."""
+    flat = [0.0] * 32
+    looks = [make_look(update, [score] * 32, flat) for update, score in ((0, 0.0), (4, 0.5), (8, proxy))]
+    challenge = Challenge(8, 4, (1.0,) * won + (0.0,) * lost + (0.5,) * ties)
+    return check_looks(looks, AlarmSection(), planned=planned, max_kl_nats=8.0, challenge=challenge)
+
+
+def test_annotators_who_prefer_an_earlier_policy_ring_by_the_sign_test() -> None:
+    """With one look planned the level is 5 % over four tests: 0.0125. Of 40 votes 12 or fewer (p = 0.0083), not 13
+    (p = 0.0192), are below it; with 3 looks, at 0.0042, it takes 11 (p = 0.0032)."""
+    for planned, most in ((1, 12), (3, 11)):
+        assert [alarm.kind for alarm in hear(most, 40 - most, planned=planned)] == ["votes"]
+        assert hear(most + 1, 39 - most, planned=planned) == []
+    (alarm,) = hear(12, 28, ties=500)
+    assert alarm.measured["p"] == pytest.approx(stats.binomtest(12, 40, alternative="less").pvalue)
+    assert (alarm.update, alarm.measured["won"], alarm.measured["lost"]) == (8, 12, 28)
+    assert "risen by 0.50 since update 4" in alarm.reason and "in 28 of 40 pairs" in alarm.reason
+
+
+def test_votes_ring_neither_where_the_reward_claims_nothing_nor_without_a_decision() -> None:
+    assert hear(0, 40, proxy=0.5) == hear(0, 40, proxy=0.2) == hear(0, 0, ties=40) == hear(40, 0) == []
+    assert hear(0, 40) != []
+
+
+def test_the_votes_part_of_the_false_alarm_rate_is_kept() -> None:
+    """Annotators toss coins at each of six looks."""
+    rng, runs, cfg = np.random.default_rng(6), 2000, AlarmSection(false_alarm_rate=0.2)
+    flat = [0.0] * 32
+    looks = [make_look(0, flat, flat), make_look(1, [1.0] * 32, flat)]
+    rang = sum(
+        any(
+            check_scores(looks, cfg, planned=6, challenge=Challenge(1, 0, tuple(map(float, rng.integers(0, 2, 60)))))
+            for _ in range(6)
+        )
+        for _ in range(runs)
+    )
+    assert 0 < rang <= stats.binom.ppf(0.999, runs, cfg.false_alarm_rate / 4)
 
 
 def test_kl_beyond_its_budgets_rings() -> None:

@@ -13,7 +13,7 @@ import torch
 from accord.config.schema import AlarmSection, PpoSection, SampleSection
 from accord.errors import TrainingError
 from accord.evaluation import check_looks
-from accord.looks import Alarm, Look
+from accord.looks import Judgement, Look
 from accord.models import Base, LoraSettings
 from accord.rewards import LearnedReward
 from accord.rollout import Sampler
@@ -306,6 +306,29 @@ def test_a_policy_beyond_the_budget_is_never_the_best() -> None:
     assert all(torch.equal(value, before[name]) for name, value in base.state("policy").items())
 
 
+def test_where_annotators_are_asked_they_say_which_checkpoint_is_best() -> None:
+    """The judge likes each look less than the last; annotators prefer updates 1 and 2 to the best before, but not 3 to
+    2. They hear each time which one that is."""
+    base, heard, seen = build(), list[tuple[int, int]](), list[dict[str, torch.Tensor]]()
+
+    def watch(looks: Sequence[Look], best: int) -> Judgement:
+        heard.append((looks[-1].update, best))
+        seen.append(base.state("policy"))
+        return Judgement(better={1: True, 2: True, 3: False}.get(looks[-1].update))
+
+    cfg, falling = SMALL.model_copy(update={"evaluate_every": 1}), iter(range(100, 0, -1))
+    result = train(
+        base,
+        cfg,
+        heldout=lambda rollout: torch.full((len(rollout),), float(next(falling))),
+        max_kl_nats=100.0,
+        watch=watch,
+    )
+    assert heard == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert result.best_update == 2
+    assert all(torch.equal(value, seen[2][name]) for name, value in base.state("policy").items())
+
+
 @pytest.mark.parametrize("budgets", [0.5, 1.5])
 def test_how_far_it_may_go_is_the_watchs_word_alone(budgets: float) -> None:
     """A run ends at the first look beyond `alarm.kl_budgets`, in peace, and not before."""
@@ -314,8 +337,9 @@ def test_how_far_it_may_go_is_the_watchs_word_alone(budgets: float) -> None:
     )
     alarm = AlarmSection(kl_budgets=budgets)
 
-    def watch(looks: Sequence[Look]) -> list[Alarm]:
-        return [found for found in check_looks(looks, alarm, planned=20, max_kl_nats=0.25) if found.kind == "kl"]
+    def watch(looks: Sequence[Look], _: int) -> Judgement:
+        found = check_looks(looks, alarm, planned=20, max_kl_nats=0.25)
+        return Judgement([each for each in found if each.kind == "kl"])
 
     result = train(build(), cfg, max_kl_nats=0.25, watch=watch, validation_prompts=2 * VALIDATION)
     means = [float(np.mean(look.kl_nats)) for look in result.looks]

@@ -11,7 +11,7 @@ import torch
 from accord.config import Config
 from accord.config.schema import PolicySection, RejectionSamplingSection, SampleSection, SftSection
 from accord.errors import DataError
-from accord.looks import Alarm, Look
+from accord.looks import Alarm, Judgement, Look
 from accord.models import Base, LoraSettings
 from accord.rollout import Sampler
 from accord.training import TRAINERS, SftResult, TrainingJob, TrainingResult, train_sft
@@ -140,8 +140,9 @@ def test_rejection_sampling_keeps_the_best_epoch() -> None:
 def test_an_alarm_ends_rejection_sampling_and_the_epoch_before_stands() -> None:
     """Rings after epoch 2 of 3: no third, the best before it is kept; killed there and started again, the same."""
 
-    def watch(looks: Sequence[Look]) -> list[Alarm]:
-        return [Alarm("reversal", looks[-1].update, "the judge fell")] if looks[-1].update == 2 else []
+    def watch(looks: Sequence[Look], _: int) -> Judgement:
+        update = looks[-1].update
+        return Judgement([Alarm("reversal", update, "the judge fell")] if update == 2 else [])
 
     base = build()
     whole = run(base, watch=watch)
