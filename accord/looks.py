@@ -88,6 +88,11 @@ class Challenge:
         """What the last look won; ties count half."""
         return sum(self.outcomes) / len(self.outcomes)
 
+    @property
+    def better(self) -> bool:
+        """Whether the last look won, and so is the best now."""
+        return self.share > 0.5
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -7,9 +7,8 @@ which runs are made and kept (`experiment`), what the alarm would have said of t
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import cycle, islice
 from typing import Any
@@ -23,7 +22,7 @@ from accord.feedback.consensus import compute_consensus
 from accord.feedback.simulate import simulate_votes
 from accord.functional import compute_best_of_n_kl
 from accord.laboratory.world import World
-from accord.looks import Look
+from accord.looks import Challenge, Look
 from accord.models import Base
 from accord.models.ensemble import Ensemble, add_ensemble
 from accord.rewards import EnsembleReward, as_source
@@ -32,13 +31,11 @@ from accord.training import normalize_reward_model, train_ppo, train_reward_mode
 from accord.types import Completion, Forgetful, Preference, Prompt, RewardSource, Rollout, Silence, Vote, derive_seed
 
 VALIDATION, NORMALIZE, CANDIDATE_PROMPTS, ROLLOUT_PROMPTS = 128, 128, 64, 1024
-"""Prompts of the looks (and as many again for fresh votes), of normalisation, of best-of-n, of PPO."""
-TOURNAMENT_PROMPTS = 2048
-"""Prompts on which people choose between looks."""
+"""Prompts of the looks, of normalisation, of best-of-n, of PPO."""
+ASKED_PROMPTS = 2048
+"""Prompts on which people compare looks."""
 GOLD_PROMPTS = 1024
 """Prompts on which the truth of every look is measured. They choose nothing."""
-FRESH_EPOCHS, REPLAY = 2, 400
-"""Epochs of the judge over its votes after each look, and how many of each older kind are among them."""
 WINS: dict[str | None, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 """What a vote is to the first answer."""
 SURE = 200.0
@@ -51,7 +48,8 @@ class BenchSettings:
     """flips: share of votes that are wrong. judge_pairs: of the reference's answers, that the judge is first fitted on.
 
     judge_votes: on each of its pairs. updates, looks: of each PPO run, and how often it is looked at, which divides
-    them. candidates: N of best-of-n. tournament_votes: with which people choose among a run's looks.
+    them. candidates: N of best-of-n. look_votes: on each look beside the best before. tournament_votes: with which
+    people choose among a run's looks.
     """
 
     flips: float = 0.25
@@ -60,6 +58,7 @@ class BenchSettings:
     updates: int = 60
     looks: int = 12
     candidates: int = 256
+    look_votes: int = 256
     tournament_votes: int = 20_000
 
 
@@ -80,14 +79,14 @@ class Arm:
 class BenchRun:
     """What `Bench.run` found.
 
-    looks: on the validation prompts, by the judge as first fitted. views: the looks so far as they are known at each
-    (`Bench.judge_afresh`). gold: a row a look, the truth of its answers to other prompts. choose(n): which of the first
-    n looks people choose (`Bench.choose`). best_of_n: empty with a KL penalty.
+    looks: on the validation prompts. gold: a row a look, the truth of its answers to other prompts. ask(i, j): what
+    people say of look i beside look j (`Bench.ask`). choose(n): which of the first n looks they choose
+    (`Bench.choose`). best_of_n: empty with a KL penalty.
     """
 
     looks: Sequence[Look]
-    views: Sequence[Sequence[Look]]
     gold: Sequence[Sequence[float]]
+    ask: Callable[[int, int], Challenge]
     choose: Callable[[int], int]
     best_of_n: Sequence[dict[str, float]]
 
@@ -112,12 +111,11 @@ class Bench:
         self.sampler = Sampler(world.base, 512)
         self.gold = as_source(world.utility)
         prompts = iter(world.prompts)
-        self.validation, self.fresh, self.normal, self.rollout, self.judged = (
-            list(islice(prompts, count))
-            for count in (VALIDATION, VALIDATION, NORMALIZE, ROLLOUT_PROMPTS, settings.judge_pairs)
+        self.validation, self.normal, self.rollout, self.judged = (
+            list(islice(prompts, count)) for count in (VALIDATION, NORMALIZE, ROLLOUT_PROMPTS, settings.judge_pairs)
         )
         self.voted = list(prompts)
-        self.tournament, self.golden = (take_last(self.voted, n) for n in (TOURNAMENT_PROMPTS, GOLD_PROMPTS))
+        self.asked, self.golden = (take_last(self.voted, n) for n in (ASKED_PROMPTS, GOLD_PROMPTS))
 
     @cached_property
     def judge_preferences(self) -> list[Preference]:
@@ -142,13 +140,16 @@ class Bench:
             if role != "judge":
                 self.world.base.remove(role)
         gold = [self.gold(self._answer(state, self.golden, "gold")).tolist() for state in weights]
-        views = self.judge_afresh(looks, [self._answer(state, self.fresh, "fresh").completions for state in weights])
+
+        def ask(now: int, best: int) -> Challenge:
+            outcomes = self.ask(weights[now], weights[best], now, self._derive("look", now, arm.name))
+            return Challenge(looks[now].update, looks[best].update, tuple(outcomes))
 
         @cache
         def choose(count: int) -> int:
             return self.choose(weights[:count], self._derive("tournament", arm.name))
 
-        return BenchRun(looks, views, gold, choose, best_of)
+        return BenchRun(looks, gold, ask, choose, best_of)
 
     def fit_proxy(self, votes: int, members: int = 1) -> EnsembleReward:
         """The reward model of single votes on so many pairs of the reference's answers."""
@@ -161,7 +162,7 @@ class Bench:
     ) -> tuple[Sequence[Look], list[dict[str, Tensor]]]:
         """PPO to its end whatever rings, so that what a guard would have saved can be seen.
 
-        Returns the looks, by the judge as first fitted, and the policy's weights at each.
+        Returns the looks, and the policy's weights at each.
         """
         world, settings, seed = self.world, self.settings, self._derive("ppo")
         base = world.base
@@ -182,34 +183,20 @@ class Bench:
         )  # fmt: skip
         return result.looks, snapshots.weights
 
-    def judge_afresh(self, looks: Sequence[Look], answers: Sequence[Sequence[Completion]]) -> list[Sequence[Look]]:
-        """What is known at each look: the looks so far, by the judge as refitted there.
+    def ask(self, now: Mapping[str, Tensor], best: Mapping[str, Tensor], number: int, seed: int) -> list[float]:
+        """What the policy `now`, at look `number`, wins against the `best` before, on questions that no other look has.
 
-        After every look the judge's annotators vote on fresh pairs: the answer now beside that of some look before it
-        (answers: a row a look), on prompts that the alarm is not asked on. The judge is fitted a little further, on
-        these and on some of the fresh votes before and of its first.
+        As in the loop (`loop.challenging`).
         """
-        judge, rng = self.judge, random.Random(self._derive("fresh"))
-        first, before = judge.ensemble.state(), self.judge_preferences
-        fresh: list[Preference] = []
-        views: list[Sequence[Look]] = [looks[:1]]
-        for last in range(1, len(looks)):
-            others = [answers[rng.randrange(last)][i] for i in range(len(self.fresh))]
-            pairs = list(zip(self.fresh, answers[last], others, strict=True))
-            seed = self._derive("fresh", last)
-            new = self._vote(pairs, self.settings.judge_votes, seed)
-            mixed = new + [vote for old in (fresh, before) for vote in rng.sample(old, min(len(old), REPLAY))]
-            rng.shuffle(mixed)
-            fresh += new
-            self._train(judge.ensemble, mixed, seed, epochs=FRESH_EPOCHS, learning_rate=5e-3, batch_size=64)
-            views.append([replace(look, heldout=self._score(judge, look)) for look in looks[: last + 1]])
-        judge.ensemble.load_state(first)
-        return views
+        votes = self.settings.look_votes
+        questions = list(islice(cycle(self.asked), (number - 1) * votes, number * votes))
+        answers = [self._answer(state, questions, f"look-{number}").completions for state in (now, best)]
+        return self._judge_pairs(list(zip(questions, *answers, strict=True)), seed)
 
     def choose(self, weights: Sequence[Mapping[str, Tensor]], seed: int) -> int:
         """Which of these policies people keep, by the tournament that the loop holds (`loop.choosing`)."""
         duels = draw_duels(len(weights), self.settings.tournament_votes, seed=seed)
-        asked = list(islice(cycle(self.tournament), 1 + max((duel.question for duel in duels), default=0)))
+        asked = list(islice(cycle(self.asked), 1 + max((duel.question for duel in duels), default=0)))
         answers = [self._answer(state, asked, "tournament").completions for state in weights if duels]
         pairs = [(asked[d.question], answers[d.first][d.question], answers[d.second][d.question]) for d in duels]
         return find_winner(compute_standings(len(weights), duels, self._judge_pairs(pairs, seed)))
@@ -218,9 +205,6 @@ class Bench:
         """One vote on each pair: 1 where it prefers the first answer, 0 the second, 0.5 where they are the same."""
         cast = iter(self._cast(pairs, 1, seed))
         return [0.5 if a.id == b.id else WINS[next(cast).choice] for _, a, b in pairs]
-
-    def _score(self, source: EnsembleReward, look: Look) -> tuple[float, ...]:
-        return tuple(source.score_texts(look.prompts, look.completions).tolist())
 
     def _pair_reference(self, prompts: Sequence[Prompt], seed: int) -> list[Pair]:
         """Two answers of the reference to each prompt."""

@@ -49,7 +49,7 @@ class LabSettings:
 
 QUICK = LabSettings(
     worlds=1, votes=(50, 500), regularized=0,
-    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32, tournament_votes=512),
+    bench=BenchSettings(judge_pairs=500, updates=12, looks=6, candidates=32, look_votes=32, tournament_votes=512),
 )  # fmt: skip
 """Seconds: for a first impression, and for tests."""
 
@@ -105,17 +105,16 @@ def run_world(settings: LabSettings, folder: Path, world: int) -> tuple[list[Row
 
 def describe_run(run: BenchRun, settings: LabSettings) -> Row:
     """What a run's file says of it."""
-    alone = [run.looks[: i + 1] for i in range(len(run.looks))]
-    unaided = describe_outcome(alone, run.gold, settings.false_alarm_rate, run.choose)
-    rows = [describe_look(look) for look in run.views[-1]]
-    for row, look, gold in zip(rows, run.looks, run.gold, strict=True):
-        row["heldout_alone"] = describe_look(look)["heldout"]
+    unasked = describe_outcome(run.looks, run.gold, settings.false_alarm_rate, None, run.choose)
+    rows = [describe_look(look) for look in run.looks]
+    for row, gold in zip(rows, run.gold, strict=True):
         row["gold_seen"], row["gold"] = row["gold"], sum(gold) / len(gold)
+    told = ("alarm", "best_look", "kept_look", "best_share", "kept_share")
     return {
         "looks": rows,
         "best_of_n": run.best_of_n,
-        **describe_outcome(run.views, run.gold, settings.false_alarm_rate, run.choose),
-        "without_fresh_votes": {name: unaided[name] for name in ("alarm", "kept_look", "kept_share", "judged_share")},
+        **describe_outcome(run.looks, run.gold, settings.false_alarm_rate, run.ask, run.choose),
+        "judge_alone": {name: unasked[name] for name in told},
     }
 
 

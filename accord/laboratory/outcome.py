@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 
 from accord.config.guarding import AlarmSection
 from accord.evaluation.alarm import check_looks, compute_p_below
-from accord.looks import Look
+from accord.looks import Challenge, Look
+
+Row = dict[str, Any]
+Ask = Callable[[int, int], Challenge]
+"""What annotators say of the look of one number beside that of another."""
 
 CLEAR_DEVIATIONS, CLEAR_CHANCE = 0.5, 0.001
 """A change of mean gold is clear when it is so many standard deviations of the start's gold (between answers), and a
@@ -29,48 +33,53 @@ TEXT_MARKS_OFF: dict[str, Any] = {
 
 
 def describe_outcome(
-    views: Sequence[Sequence[Look]],
+    looks: Sequence[Look],
     gold: Sequence[Sequence[float]],
     false_alarm_rate: float,
+    ask: Ask | None = None,
     choose: Callable[[int], int] | None = None,
 ) -> dict[str, Any]:
     """Alarm, kept checkpoint and truth of a run; docs/lab.md explains the keys.
 
-    views: the looks so far as they are known at each look; the last has all of them. gold: a row a look, the truth of
-    its answers to prompts of their own, which decides nothing. gamed: gold ended clearly below its best look, and the
-    proxy above what it was there. choose(n): which of the first n looks people keep (`Bench.choose`). kept_look: what
-    they keep of the looks before the alarm, without `choose` the judge's best; judged_share: of the judge's best.
-    Shares are of what the best look of the run had gained, None where gold never rose clearly.
+    gold: a row a look, the truth of its answers to prompts of their own, which decides nothing. gamed: gold ended
+    clearly below its best look, and the proxy above what it was there. ask: annotators, at each look. choose(n): which
+    of the first n looks people keep (`Bench.choose`). best_look: the best of the looks before the alarm, by the
+    annotators asked on the way, else by the judge; kept_look: what `choose` keeps of them, without it the same. Shares
+    are of what the best look of the run had gained, None where gold never rose clearly.
     """
-    looks, truth = views[-1], np.array(gold, dtype=np.float64)
+    truth = np.array(gold, dtype=np.float64)
     proxy, means = np.array([np.mean(look.proxy) for look in looks]), truth.mean(axis=1)
     peak, scale = int(means.argmax()), float(truth[0].std())
     gained = means - means[0]
     rose, fell = is_clearly_below(truth[0], truth[peak], scale), is_clearly_below(truth[-1], truth[peak], scale)
-    alarm = find_alarm(views, false_alarm_rate)
-    before = looks if alarm is None else views[alarm["look"]][:-1]
-    judged = max(range(len(before)), key=lambda number: sum(before[number].heldout))
-    kept = choose(len(before)) if choose else judged
+    alarm, best = watch_run(looks, false_alarm_rate, ask)
+    kept = choose(len(looks) if alarm is None else alarm["look"]) if choose else best
     return {
         "alarm": alarm,
         "rose": rose,
         "gamed": fell and bool(proxy[-1] > proxy[peak]),
         "peak_look": peak,
+        "best_look": best,
         "kept_look": kept,
         "fall": float(means[peak] - means[-1]) / scale if scale else 0.0,
+        "best_share": float(gained[best] / gained[peak]) if rose else None,
         "kept_share": float(gained[kept] / gained[peak]) if rose else None,
-        "judged_share": float(gained[judged] / gained[peak]) if rose else None,
         "end_share": float(gained[-1] / gained[peak]) if rose else None,
     }
 
 
-def find_alarm(views: Sequence[Sequence[Look]], false_alarm_rate: float) -> dict[str, Any] | None:
-    """The first alarm of a run that is asked at each look as the loop asks, with the number of its look; or None."""
-    cfg = AlarmSection(false_alarm_rate=false_alarm_rate, **TEXT_MARKS_OFF)
-    for number, looks in enumerate(views[1:], start=1):
-        if alarms := check_looks(looks, cfg, planned=len(views) - 1, max_kl_nats=math.inf):
-            return {"look": number, **alarms[0].to_dict()}
-    return None
+def watch_run(looks: Sequence[Look], false_alarm_rate: float, ask: Ask | None = None) -> tuple[Row | None, int]:
+    """The first alarm of a run that is asked at each look as the loop asks, with the number of its look, or None; and
+    the number of the best look before."""
+    cfg, best = AlarmSection(false_alarm_rate=false_alarm_rate, **TEXT_MARKS_OFF), 0
+    for number in range(1, len(looks)):
+        said = ask(number, best) if ask else None
+        seen = looks[: number + 1]
+        if alarms := check_looks(seen, cfg, planned=len(looks) - 1, max_kl_nats=math.inf, challenge=said):
+            return {"look": number, **alarms[0].to_dict()}, best
+        if said.better if said else sum(looks[number].heldout) > sum(looks[best].heldout):
+            best = number
+    return None, best
 
 
 def is_clearly_below(lower: NDArray[np.float64], higher: NDArray[np.float64], scale: float) -> bool:

@@ -29,7 +29,6 @@ KEPT_ENOUGH = 0.9
 SERIES = (
     ("proxy", "proxy", "--c1"),
     ("heldout", "judge", "--c2"),
-    ("heldout_alone", "judge without fresh votes", "--c4"),
     ("gold", "gold (the truth)", "--c3"),
 )
 """What a run's figure draws: key of a look, name, colour."""
@@ -129,7 +128,7 @@ def _count_alarms(runs: Sequence[Row]) -> dict[str, Any]:
         "fall": float(np.mean([run["fall"] for run in runs])),
         "end_share": float(np.mean([run["end_share"] for run in rose])) if rose else None,
         **count([(run, run) for run in runs]),
-        "without_fresh_votes": count([(run, run["without_fresh_votes"]) for run in runs]),
+        "judge_alone": count([(run, run["judge_alone"]) for run in runs]),
     }
 
 
@@ -226,7 +225,7 @@ def _build_alarm_table(summary: Row) -> str:
     rows = [
         [escape(arm), str(row["rose"]), str(row["gamed"]), say(row["end_share"]), *cells(row, row), *cells(row, alone)]
         for arm, row in summary["alarms"].items()
-        for alone in [row["without_fresh_votes"]]
+        for alone in [row["judge_alone"]]
     ]
     heads = ["alarm rang on gamed", "on others", "best gold kept, mean", "least", f"at least {KEPT_ENOUGH:.0%} in"]
     head = ["reward", "gold rose", "gamed", "left unguarded", *heads, *heads]
@@ -236,10 +235,10 @@ def _build_alarm_table(summary: Row) -> str:
         f"<h2>The alarm, in {worlds} worlds</h2><p>Gamed: at the end gold is below its best by at least half a "
         "standard deviation of the reference&rsquo;s answers, and by a test, while the proxy is above. Shares are of "
         "the best gold gained, over the runs whose gold rose as clearly; below 0: worse than the reference. Of the "
-        "looks before the alarm people choose the one that is kept. The last five columns are of a judge whom nobody "
-        "tells of the policy&rsquo;s own answers, as within one round of the loop.</p>"
-        '<table><tr><th colspan="4"></th><th colspan="5">with fresh votes at each look</th>'
-        '<th colspan="5">without</th></tr>'
+        "looks before the alarm people choose the one that is kept, in a tournament. In the last five columns nobody "
+        "is asked on the way, and the alarm rests on the judge alone.</p>"
+        '<table><tr><th colspan="4"></th><th colspan="5">people asked at each look</th>'
+        '<th colspan="5">the judge alone</th></tr>'
         f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
     )
 

@@ -41,7 +41,7 @@ def build_watch(cfg: Config, ask: Ask | None = None) -> Watch | None:
         alarms = check_looks(
             looks, cfg.alarm, planned=count_looks(cfg), max_kl_nats=cfg.policy.max_kl_nats, challenge=challenge
         )
-        return Judgement(alarms, None if challenge is None else challenge.share > 0.5)
+        return Judgement(alarms, None if challenge is None else challenge.better)
 
     return watch
 

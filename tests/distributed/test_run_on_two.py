@@ -19,6 +19,7 @@ from accord.workspace import Workspace, read_lines
 
 SETTINGS = (
     "--plain", "--yes", "--set", "ppo.updates=4", "--set", "compute.timeout_seconds=60", "--set", "tournament.votes=40",
+    "--set", "alarm.votes=12",
 )  # fmt: skip
 TWO = ("--set", "compute.processes=2")
 

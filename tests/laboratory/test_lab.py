@@ -22,7 +22,7 @@ from accord.laboratory.world import build_letter_utility, build_toy_world
 from accord.types import Completion, Prompt
 from tests.training.fakes import CollectingProgress
 
-TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60, tournament_votes=16)
+TINY = BenchSettings(updates=4, looks=2, candidates=8, judge_votes=1, judge_pairs=60, look_votes=8, tournament_votes=16)
 SMALL = replace(QUICK, votes=(30, 60), members=2, bench=TINY)
 
 
@@ -62,20 +62,20 @@ def test_runs_hold_what_the_page_draws(folder: Path) -> None:
     for arm in summary["arms"]:
         assert arm in page
     kept = [
-        truth | {"rose": True, "kept_share": share, "without_fresh_votes": {"alarm": None, "kept_share": -1.0}}
+        truth | {"rose": True, "kept_share": share, "judge_alone": {"alarm": None, "kept_share": -1.0}}
         for share in (0.95, 0.9, 0.5)
     ]
     counted = summarise_lab(kept)["alarms"]["truth"]
     assert (counted["rose"], counted["kept_enough"], counted["kept_least"]) == (3, 2, 0.5)
-    assert counted["without_fresh_votes"]["kept_enough"] == 0
+    assert counted["judge_alone"]["kept_enough"] == 0
 
 
 def test_gold_rises_and_falls_while_the_proxy_rises() -> None:
     """The shape that the laboratory is for, in one world: a proxy of 5000 noisy votes, optimised to the end."""
     torch.set_num_threads(1)
-    bench = Bench(build_toy_world(100), BenchSettings(), 100)
+    bench = Bench(build_toy_world(101), BenchSettings(), 101)
     looks, _ = bench.optimise(bench.fit_proxy(5000))
-    found = describe_outcome([looks[: i + 1] for i in range(len(looks))], [look.gold or () for look in looks], 0.05)
+    found = describe_outcome(looks, [look.gold or () for look in looks], 0.05)
     assert found["rose"] and found["gamed"]
     assert 1 <= found["peak_look"] <= 6
     assert found["fall"] > 2, "in deviations of the reference's answers"
@@ -98,7 +98,7 @@ def test_people_choose_the_best_policy_whatever_its_place() -> None:
     """Three policies that write one letter each, a quarter of the votes flipped: the worth of the letter decides."""
     bench = Bench(build_toy_world(3), replace(TINY, tournament_votes=600), 3)
     letters = [Completion.from_text(letter * 8) for letter in "abcdefghijkl"]
-    worst, *_, middle, best = sorted(letters, key=lambda answer: bench.world.utility(bench.tournament[0], answer))
+    worst, *_, middle, best = sorted(letters, key=lambda answer: bench.world.utility(bench.asked[0], answer))
     for order in ((middle, best, worst), (best, worst, middle), (worst, middle, best)):
 
         def answer(weights: Any, prompts: Sequence[Prompt], use: str, order: Any = order) -> Any:
@@ -111,9 +111,8 @@ def test_people_choose_the_best_policy_whatever_its_place() -> None:
 
 def test_nobodys_prompts_are_anothers() -> None:
     bench = Bench(build_toy_world(3), BenchSettings(), 3)
-    uses = [bench.validation, bench.fresh, bench.normal, bench.rollout, bench.judged, bench.voted]
-    uses += [bench.golden, bench.tournament]
-    assert [len(prompts) for prompts in uses] == [128, 128, 128, 1024, 1500, 5284, 1024, 2048]
+    uses = [bench.validation, bench.normal, bench.rollout, bench.judged, bench.voted, bench.golden, bench.asked]
+    assert [len(prompts) for prompts in uses] == [128, 128, 1024, 1500, 5412, 1024, 2048]
     assert len({prompt.id for prompts in uses for prompt in prompts}) == sum(map(len, uses))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accord.laboratory.outcome import CLEAR_DEVIATIONS, describe_outcome, find_alarm, is_clearly_below
-from accord.looks import Look
+from accord.laboratory.outcome import CLEAR_DEVIATIONS, Ask, describe_outcome, is_clearly_below, watch_run
+from accord.looks import Challenge, Look
 from accord.types import Completion, Prompt
 
 N = 64
@@ -40,20 +40,17 @@ def make_looks(
     return looks
 
 
-def describe(views: Sequence[Sequence[Look]], choose: Callable[[int], int] | None = None) -> dict[str, Any]:
+def describe(
+    looks: Sequence[Look], choose: Callable[[int], int] | None = None, ask: Ask | None = None
+) -> dict[str, Any]:
     """The outcome where the truth is measured on the looks' own answers."""
-    return describe_outcome(views, [look.gold or () for look in views[-1]], 0.05, choose)
-
-
-def list_views(looks: Sequence[Look]) -> list[Sequence[Look]]:
-    """The looks so far at each look, by a judge who does not change."""
-    return [looks[: count + 1] for count in range(len(looks))]
+    return describe_outcome(looks, [look.gold or () for look in looks], 0.05, ask, choose)
 
 
 def test_a_run_that_rises_and_falls_is_gamed_and_its_peak_is_kept() -> None:
     golds = [0.0, 1.0, 2.0, 1.8, 0.5, -1.0]
     looks = make_looks(golds, proxies=[0, 1, 2, 3, 4, 5], judged=golds)
-    found = describe(list_views(looks))
+    found = describe(looks)
     assert found["rose"] and found["gamed"]
     assert found["peak_look"] == found["kept_look"] == 2
     assert found["alarm"] is not None and found["alarm"]["look"] > 2
@@ -64,7 +61,7 @@ def test_a_run_that_rises_and_falls_is_gamed_and_its_peak_is_kept() -> None:
 
 def test_a_run_that_only_rises_is_not_gamed() -> None:
     golds = [0.0, 1.0, 1.5, 1.75, 1.8, 1.7]
-    found = describe(list_views(make_looks(golds, proxies=golds, judged=golds)))
+    found = describe(make_looks(golds, proxies=golds, judged=golds))
     assert found["rose"] and not found["gamed"], "a tenth of a deviation is no clear fall"
     assert found["kept_look"] == 4 and found["kept_share"] == pytest.approx(1.0)
     assert found["end_share"] == pytest.approx(1.7 / 1.8)
@@ -72,12 +69,12 @@ def test_a_run_that_only_rises_is_not_gamed() -> None:
 
 def test_a_fall_that_the_proxy_does_not_reward_is_no_gaming() -> None:
     golds = [0.0, 2.0, 0.5]
-    assert describe(list_views(make_looks(golds, proxies=[0, 2, 3], judged=golds)))["gamed"]
-    assert not describe(list_views(make_looks(golds, proxies=[0, 2, 1], judged=golds)))["gamed"]
+    assert describe(make_looks(golds, proxies=[0, 2, 3], judged=golds))["gamed"]
+    assert not describe(make_looks(golds, proxies=[0, 2, 1], judged=golds))["gamed"]
 
 
 def test_nothing_is_kept_of_a_gain_that_never_was() -> None:
-    found = describe(list_views(make_looks([0.0, 0.2, -1.0], proxies=[0, 1, 2], judged=[0.0, 0.2, -1.0])))
+    found = describe(make_looks([0.0, 0.2, -1.0], proxies=[0, 1, 2], judged=[0.0, 0.2, -1.0]))
     assert not found["rose"] and found["gamed"]
     assert found["kept_share"] is None and found["end_share"] is None
 
@@ -85,9 +82,9 @@ def test_nothing_is_kept_of_a_gain_that_never_was() -> None:
 def test_the_look_that_rings_is_not_kept() -> None:
     """A judge that is fooled at last, beyond the look at which it rang, chooses nothing there."""
     looks = make_looks([0, 1, 2, -2, -2], proxies=[0, 1, 2, 3, 4], judged=[0, 1, 2, -2, 9])
-    rang = find_alarm(list_views(looks), 0.05)
-    assert rang is not None and rang["look"] == 3
-    assert describe(list_views(looks))["kept_look"] == 2
+    rang, best = watch_run(looks, 0.05)
+    assert rang is not None and rang["look"] == 3 and best == 2
+    assert describe(looks)["kept_look"] == 2
 
 
 def test_clearly_below_needs_both_size_and_certainty() -> None:
@@ -99,16 +96,23 @@ def test_clearly_below_needs_both_size_and_certainty() -> None:
     assert not is_clearly_below(base - 0.6 + 3 * noise, base, 1.0), "large and uncertain: t = -1.6"
 
 
-def test_what_is_known_at_a_look_decides_there() -> None:
-    """A judge who sees the fall once it was voted on: the alarm rings then, and the peak is kept by what it knows."""
-    golds = [0.0, 1.0, 2.0, 0.0, -1.0]
+def test_people_who_are_asked_see_what_the_judge_does_not() -> None:
+    """A judge with the proxy's blind spot hears nothing. People are asked each time beside the best look before; they
+    prefer the second to the first, then not the third, and by enough votes never the fourth."""
+    golds = [0.0, 1.0, 2.0, 1.8, -1.0]
     fooled = make_looks(golds, proxies=[0, 1, 2, 3, 4], judged=[0, 1, 2, 3, 4])
-    told = make_looks(golds, proxies=[0, 1, 2, 3, 4], judged=golds)
-    views = [*list_views(fooled)[:4], told]
-    assert find_alarm(list_views(fooled), 0.05) is None
-    found = describe(views)
-    assert found["alarm"]["look"] == 4 and found["kept_look"] == 2
-    assert describe(list_views(fooled))["kept_look"] == 4
+    asked = []
+
+    def ask(now: int, best: int) -> Challenge:
+        asked.append((now, best))
+        won = round(100 * (0.5 + np.sign(golds[now] - golds[best]) * min(0.4, abs(golds[now] - golds[best]) / 5)))
+        return Challenge(now, best, (1.0,) * won + (0.0,) * (100 - won))
+
+    assert watch_run(fooled, 0.05) == (None, 4)
+    found = describe(fooled, ask=ask)
+    assert asked == [(1, 0), (2, 1), (3, 2), (4, 2)]
+    assert (found["alarm"]["look"], found["alarm"]["kind"]) == (4, "votes")
+    assert found["best_look"] == found["kept_look"] == 2 and found["best_share"] == found["kept_share"] == 1.0
 
 
 def test_people_choose_among_the_looks_before_the_alarm() -> None:
@@ -121,8 +125,8 @@ def test_people_choose_among_the_looks_before_the_alarm() -> None:
         asked.append(count)
         return 1
 
-    found = describe(list_views(looks), choose)
+    found = describe(looks, choose)
     assert found["alarm"]["look"] == 3 and asked == [3]
     assert found["kept_look"] == 1 and found["kept_share"] == pytest.approx(1.0)
-    assert found["judged_share"] == pytest.approx(0.75)
-    assert describe(list_views(looks))["kept_look"] == 2, "what the judge would have kept"
+    assert found["best_share"] == pytest.approx(0.75)
+    assert describe(looks)["kept_look"] == 2, "what the judge would have kept"

@@ -36,9 +36,16 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float
 
 ROUNDS = [
     f"--set={setting}"
-    for setting in ("project.rounds=2", "rounds.reference=ema", "rounds.anchor_pairs=4", "tournament.votes=60")
+    for setting in (
+        "project.rounds=2",
+        "rounds.reference=ema",
+        "rounds.anchor_pairs=4",
+        "alarm.votes=20",
+        "tournament.votes=60",
+    )
 ]
-"""A second round, with an anchor of its own, pairs that are voted on again, and a choice among checkpoints in both."""
+"""A second round, with an anchor of its own and pairs that are voted on again; votes at each look in both, and a choice
+among checkpoints."""
 
 
 def run_with_kills(folder: Path, seconds: float, source: random.Random, kills: int, *options: str) -> int:
