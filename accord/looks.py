@@ -6,6 +6,7 @@ them (`laboratory`) need not know one another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,14 +85,23 @@ class Challenge:
     outcomes: tuple[float, ...]
 
     @property
-    def share(self) -> float:
-        """What the last look won; ties count half."""
-        return sum(self.outcomes) / len(self.outcomes)
+    def won(self) -> int:
+        """Questions on which the last look's answer was preferred."""
+        return sum(outcome > 0.5 for outcome in self.outcomes)
+
+    @property
+    def lost(self) -> int:
+        """Questions on which the other's was."""
+        return sum(outcome < 0.5 for outcome in self.outcomes)
 
     @property
     def better(self) -> bool:
-        """Whether the last look won, and so is the best now."""
-        return self.share > 0.5
+        """Whether the last look won by more than a standard error of a tie, and so is the best now.
+
+        Of looks about as good the earliest is kept: it is nearest to the reference. The one-standard-error rule of
+        Breiman et al. 1984 (Classification and Regression Trees, section 3.4.3).
+        """
+        return self.won - self.lost > math.sqrt(self.won + self.lost)
 
 
 @dataclass(frozen=True)

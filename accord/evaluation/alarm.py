@@ -141,7 +141,7 @@ def check_votes(looks: Sequence[Look], challenge: Challenge, level: float) -> Al
     """
     before = next(look for look in looks if look.update == challenge.rival)
     gain = float(np.mean(looks[-1].proxy) - np.mean(before.proxy))
-    won, lost = (sum(sign * (outcome - 0.5) > 0 for outcome in challenge.outcomes) for sign in (1, -1))
+    won, lost = challenge.won, challenge.lost
     chance = float(stats.binom.cdf(won, won + lost, 0.5)) if won + lost else 1.0
     if gain <= 0 or chance >= level:
         return None

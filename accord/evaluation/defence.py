@@ -148,18 +148,25 @@ def list_alarms(report: Report) -> list[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class ChallengeRow:
-    """One look on the page that annotators compared with the best one before: both updates, votes, and its share."""
+    """One look on the page that annotators compared with the best one before: both updates, votes, share, outcome."""
 
     update: int
     rival: int
     votes: str
     share: str
+    better: str
 
 
 def list_challenges(report: Report) -> list[ChallengeRow]:
     """What annotators said of each look, in the order of training; empty where they were not asked."""
     return [
-        ChallengeRow(row["update"], row["rival"], say_number(row["votes"]), say_estimate(row["share"], 0, percent=True))
+        ChallengeRow(
+            row["update"],
+            row["rival"],
+            say_number(row["votes"]),
+            say_estimate(row["share"], 0, percent=True),
+            "yes" if row["better"] else "no",
+        )
         for row in (report.get("alarm") or {}).get("challenges") or ()
     ]
 

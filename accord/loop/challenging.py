@@ -58,12 +58,12 @@ class Challenges:
         if not number:
             return None
         row = self._remember(update, lambda: self._hold(number, update, best))
-        return Challenge(update, row["rival"], tuple(row["outcomes"]))
+        return _read(row)
 
     def record(self, draft: Draft, looks: Sequence[Look]) -> list[Row]:
         """Write all votes to votes.jsonl and their number to the summary; returns what was said of each look.
 
-        A row: `update`, `rival`, `votes`, and `share`, what the look won, with its interval over prompts.
+        A row: `update`, `rival`, `votes`, `share`, what the look won, with its interval over prompts, and `better`.
         """
         rows = [self._remember(look.update, _refuse) for look in looks[1:]]
         votes = [vote for row in rows for vote in row["votes"]]
@@ -76,6 +76,7 @@ class Challenges:
                 "rival": row["rival"],
                 "votes": len(row["votes"]),
                 "share": compute_share(row["outcomes"], asked_on).to_dict(),
+                "better": _read(row).better,
             }
             for row in rows
         ]
@@ -110,6 +111,10 @@ class Challenges:
             self.context, self.stage, role, self.prompts, questions, self.context.sampler(),
             label=f"challenge-{update}-{role}", origin=f"{self.stage.address}/looks/{of}",
         )  # fmt: skip
+
+
+def _read(row: Row) -> Challenge:
+    return Challenge(row["update"], row["rival"], tuple(row["outcomes"]))
 
 
 def _refuse() -> Row:
