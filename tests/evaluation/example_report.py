@@ -131,7 +131,21 @@ def make_defence(rows: list[dict[str, Any]]) -> dict[str, Any]:
     told = {name: gate[name] for name in ("promoted", "result", "gain")}
     return {
         "gate": gate | {"against": "reference", "gold_gain": None},
-        "alarm": {"alarms": [rang.to_dict()], "suspects": [suspect.to_dict()], "disputed": [disputed]},
+        "alarm": {
+            "alarms": [rang.to_dict()],
+            "suspects": [suspect.to_dict()],
+            "disputed": [disputed],
+            "challenges": [
+                {
+                    "update": update,
+                    "rival": rival,
+                    "votes": 50,
+                    "share": compute_share([0.0] * (50 - won) + [1.0] * won).to_dict(),
+                    "better": 2 * won - 50 > 50**0.5,
+                }
+                for update, rival, won in ((4, 0, 35), (8, 4, 24), (12, 4, 30))
+            ],
+        },
         "tournament": {
             "votes": 240,
             "update": 12,

@@ -13,7 +13,7 @@ from evaluation.example_report import make_report, make_rows
 from markdown_it import MarkdownIt
 
 from accord.evaluation import render_report, summarise_report, summarise_rows
-from accord.evaluation.defence import judge_tournament, list_checkpoints
+from accord.evaluation.defence import judge_tournament, list_alarms, list_challenges, list_checkpoints
 from accord.evaluation.glossary import GLOSSARY, walk_keys
 from accord.evaluation.report import _hash_script, _plotly
 from accord.evaluation.wording import _MARKDOWN, _TAGS, clean_markdown, say_bytes, say_number, say_percent, say_seconds
@@ -272,10 +272,28 @@ def test_numbers_in_words(said: str, expected: str) -> None:
     assert said == expected
 
 
+def test_what_annotators_said_on_the_way_is_told(report: dict[str, Any]) -> None:
+    rows = list_challenges(report)
+    assert [(row.update, row.rival, row.votes, row.better) for row in rows] == [
+        (4, 0, "50", "yes"),
+        (8, 4, "50", "no"),
+        (12, 4, "50", "yes"),
+    ]
+    assert rows[0].share == "70 % (56 to 81 %)"
+    assert "What annotators said on the way" in parse(report).texts
+    quiet = {**report, "alarm": {**report["alarm"], "alarms": []}}
+    assert "Nor did annotators prefer an earlier policy." in list_alarms(quiet)[0].detail
+    unasked = {**report, "alarm": {name: value for name, value in quiet["alarm"].items() if name != "challenges"}}
+    assert list_challenges(unasked) == [] and "What annotators said on the way" not in parse(unasked).texts
+    assert "annotators" not in list_alarms(unasked)[0].detail
+    untold = judge_tournament(unasked)
+    assert untold is not None and "where the held-out judge would keep 8" in untold.title
+
+
 def test_the_tournament_is_told(report: dict[str, Any]) -> None:
     told = judge_tournament(report)
     assert told is not None and told.title == (
-        "Simulated annotators kept update 12, where the held-out judge would keep 8"
+        "Simulated annotators kept update 12, where their votes at each look would keep 8"
     )
     assert "240 votes" in told.detail and "4 checkpoints" in told.detail
     rows = [(row.update, row.share.split(" (")[0], row.kept) for row in list_checkpoints(report)]
@@ -284,6 +302,6 @@ def test_the_tournament_is_told(report: dict[str, Any]) -> None:
     assert "Which checkpoint was kept?" in parse(report).texts
     agreed = {**report, "tournament": report["tournament"] | {"judged_update": 12}}
     again = judge_tournament(agreed)
-    assert again is not None and again.title.endswith("as the held-out judge would have")
+    assert again is not None and again.title.endswith("as their votes at each look would have")
     without = {**report, "tournament": None}
     assert judge_tournament(without) is None and "Which checkpoint was kept?" not in parse(without).texts
