@@ -61,7 +61,10 @@ def check_looks(
 def check_scores(
     looks: Sequence[Look], cfg: AlarmSection, *, planned: int, challenge: Challenge | None = None
 ) -> list[Alarm]:
-    """Those alarms that are tests, at the last of `looks`: their rate over a run is at most `cfg.false_alarm_rate`."""
+    """Those alarms that are tests, at the last of `looks`: their rate over a run is at most `cfg.false_alarm_rate`.
+
+    The judge stands for annotators: where these prefer the last look to the best before, the judge's word is not asked.
+    """
     level = cfg.false_alarm_rate / (TESTS + bool(challenge))
     proxy, heldout = (
         [np.asarray(getattr(look, name), dtype=np.float64) for look in looks] for name in ("proxy", "heldout")
@@ -69,11 +72,10 @@ def check_scores(
     updates = [look.update for look in looks]
     found = [check_votes(looks, challenge, level / planned)] if challenge else []
     if len(looks[-1].proxy) >= LEAST_PROMPTS:
-        found += [
-            check_reversal(proxy, heldout, updates, level / count_pairs(planned)),
-            check_shortfall(proxy, heldout, updates, level / planned, cfg.confirmed_share),
-            _test_ensemble(looks, level / planned, cfg.disagreement_ratio),
-        ]
+        found.append(_test_ensemble(looks, level / planned, cfg.disagreement_ratio))
+        if challenge is None or challenge.won <= challenge.lost:
+            found.append(check_reversal(proxy, heldout, updates, level / count_pairs(planned)))
+            found.append(check_shortfall(proxy, heldout, updates, level / planned, cfg.confirmed_share))
     return [alarm for alarm in found if alarm is not None]
 
 

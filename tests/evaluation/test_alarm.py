@@ -153,6 +153,20 @@ def test_votes_ring_neither_where_the_reward_claims_nothing_nor_without_a_decisi
     assert hear(0, 40) != []
 
 
+def test_a_judge_is_not_heard_against_annotators() -> None:
+    """The judge has fallen by two while the reward rose. It rings, unless annotators prefer the policy as it is now."""
+    rng = np.random.default_rng(7)
+    looks = [make_look(0, [0.0] * 32, rng.normal(size=32)), make_look(8, [1.0] * 32, rng.normal(size=32) - 2)]
+
+    def ring(won: int, lost: int) -> set[str]:
+        challenge = Challenge(8, 0, (1.0,) * won + (0.0,) * lost)
+        return {alarm.kind for alarm in check_scores(looks, AlarmSection(), planned=1, challenge=challenge)}
+
+    assert ring(21, 20) == set()
+    assert ring(20, 20) == ring(0, 0) == {"reversal"}
+    assert ring(0, 40) == {"votes", "reversal"}
+
+
 def test_the_votes_part_of_the_false_alarm_rate_is_kept() -> None:
     """Annotators toss coins at each of six looks."""
     rng, runs, cfg = np.random.default_rng(6), 2000, AlarmSection(false_alarm_rate=0.2)

@@ -122,6 +122,19 @@ def test_no_two_looks_share_a_question_and_neither_side_is_favoured(project: Pat
     assert set(asked[1]) != set(asked[2]) or len(prompts) <= 40
 
 
+def test_rejection_sampling_is_asked_about_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer answers of the first epoch become the best; the second's shorter ones ring."""
+    plant_answers(monkeypatch, {0: 3, 1: 9, 2: 3})
+    plant_scores(monkeypatch)
+    settings = [*SILENT, "policy.max_kl_nats=100", "alarm.votes=40", "simulation.utility=length_words"]
+    settings += ["policy.method=rejection_sampling", "rejection_sampling.candidates=2"]
+    run(project, settings)
+    (policy,) = find_stages(project, settings, "policy")
+    told = policy.read_json("alarm.json")
+    assert [(row["update"], row["rival"], row["better"]) for row in told["challenges"]] == [(1, 0, True), (2, 1, False)]
+    assert [alarm["kind"] for alarm in told["alarms"]] == ["votes"] and policy.summary["best_update"] == 1
+
+
 def vote_for_length(database: Database) -> int:
     """Ada and Bo in turn prefer the longer answer, until nothing is left to judge: how many votes."""
     queue, done = Queue(database), 0
