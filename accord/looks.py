@@ -103,6 +103,11 @@ class Challenge:
         """
         return self.won - self.lost > math.sqrt(self.won + self.lost)
 
+    @property
+    def worse(self) -> bool:
+        """Whether it lost by as much."""
+        return self.lost - self.won > math.sqrt(self.won + self.lost)
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -63,7 +63,8 @@ def check_scores(
 ) -> list[Alarm]:
     """Those alarms that are tests, at the last of `looks`: their rate over a run is at most `cfg.false_alarm_rate`.
 
-    The judge stands for annotators: where these prefer the last look to the best before, the judge's word is not asked.
+    The judge stands for annotators: where they are asked, it is heard only where they too hold the last look for worse
+    than the best before.
     """
     level = cfg.false_alarm_rate / (TESTS + bool(challenge))
     proxy, heldout = (
@@ -73,7 +74,7 @@ def check_scores(
     found = [check_votes(looks, challenge, level / planned)] if challenge else []
     if len(looks[-1].proxy) >= LEAST_PROMPTS:
         found.append(_test_ensemble(looks, level / planned, cfg.disagreement_ratio))
-        if challenge is None or challenge.won <= challenge.lost:
+        if challenge is None or challenge.worse:
             found.append(check_reversal(proxy, heldout, updates, level / count_pairs(planned)))
             found.append(check_shortfall(proxy, heldout, updates, level / planned, cfg.confirmed_share))
     return [alarm for alarm in found if alarm is not None]

@@ -153,8 +153,9 @@ def test_votes_ring_neither_where_the_reward_claims_nothing_nor_without_a_decisi
     assert hear(0, 40) != []
 
 
-def test_a_judge_is_not_heard_against_annotators() -> None:
-    """The judge has fallen by two while the reward rose. It rings, unless annotators prefer the policy as it is now."""
+def test_a_judge_is_heard_only_where_annotators_side_with_it() -> None:
+    """The judge has fallen by two while the reward rose. It rings where annotators prefer the start by more than a
+    standard error: of 41 votes 23 are 5 more than 18, and 24 are 7 more than 17; sqrt(41) = 6.4."""
     rng = np.random.default_rng(7)
     looks = [make_look(0, [0.0] * 32, rng.normal(size=32)), make_look(8, [1.0] * 32, rng.normal(size=32) - 2)]
 
@@ -162,9 +163,9 @@ def test_a_judge_is_not_heard_against_annotators() -> None:
         challenge = Challenge(8, 0, (1.0,) * won + (0.0,) * lost)
         return {alarm.kind for alarm in check_scores(looks, AlarmSection(), planned=1, challenge=challenge)}
 
-    assert ring(21, 20) == set()
-    assert ring(20, 20) == ring(0, 0) == {"reversal"}
-    assert ring(0, 40) == {"votes", "reversal"}
+    assert ring(41, 0) == ring(18, 23) == ring(0, 0) == set()
+    assert ring(17, 24) == {"reversal"}
+    assert ring(0, 41) == {"votes", "reversal"}
 
 
 def test_the_votes_part_of_the_false_alarm_rate_is_kept() -> None:
