@@ -95,25 +95,34 @@ class Challenge:
         return sum(outcome < 0.5 for outcome in self.outcomes)
 
     @property
-    def better(self) -> bool:
-        """Whether the last look won by more than a standard error of a tie, and so is the best now.
-
-        Of looks about as good the earliest is kept: it is nearest to the reference. The one-standard-error rule of
-        Breiman et al. 1984 (Classification and Regression Trees, section 3.4.3).
-        """
-        return self.won - self.lost > math.sqrt(self.won + self.lost)
+    def lead(self) -> float:
+        """By how many standard errors of a tie it won; below 0: lost."""
+        return (self.won - self.lost) / math.sqrt(max(1, self.won + self.lost))
 
     @property
     def worse(self) -> bool:
-        """Whether it lost by as much."""
-        return self.lost - self.won > math.sqrt(self.won + self.lost)
+        """Whether annotators hold it for worse, by more than a standard error."""
+        return self.lead < -1
+
+
+def takes_lead(looks: Sequence[Look], challenge: Challenge) -> bool:
+    """Whether the last of `looks` is the best now: annotators prefer it by more than a standard error, or prefer it and
+    so does the judge.
+
+    Else the one before stays, which is nearer to the reference: the one-standard-error rule of Breiman et al. 1984
+    (Classification and Regression Trees, section 3.4.3), with the judge's word for what votes leave open.
+    """
+    before = next(look for look in looks if look.update == challenge.rival)
+    agrees = sum(looks[-1].heldout) > sum(before.heldout)
+    return challenge.lead > 1 or (challenge.lead > 0 and agrees)
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What is said of the last look. alarms: that ring now; none: all is well.
 
-    better: whether annotators prefer it to the best look before; None: nobody was asked, and the judge's score decides.
+    better: whether it takes the place of the best look before by annotators' votes; None: nobody was asked, and the
+    judge's score decides.
     """
 
     alarms: Sequence[Alarm] = ()

@@ -207,7 +207,7 @@ GLOSSARY: dict[str, str] = {
     "reason": "Why an alarm rang, in plain words.",
     "challenges": "What annotators said of each look beside the best one before it, where they were asked.",
     "rival": "The update of that best look before.",
-    "better": "Whether annotators preferred the look by more than a standard error; then it is the best from there on.",
+    "better": "Whether it took that one's place: preferred by more than a standard error, or at all, as by the judge.",
     "measured": "The numbers that an alarm rests on.",
     "suspects": "Tokens and words that bought the reward: rare at the start, frequent now, and paid for by the proxy.",
     "share_before": "Share of answers that have the token at the start.",

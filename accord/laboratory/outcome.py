@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from accord.config.guarding import AlarmSection
 from accord.evaluation.alarm import check_looks, compute_p_below
-from accord.looks import Challenge, Look
+from accord.looks import Challenge, Look, takes_lead
 
 Row = dict[str, Any]
 Ask = Callable[[int, int], Challenge]
@@ -77,7 +77,7 @@ def watch_run(looks: Sequence[Look], false_alarm_rate: float, ask: Ask | None = 
         seen = looks[: number + 1]
         if alarms := check_looks(seen, cfg, planned=len(looks) - 1, max_kl_nats=math.inf, challenge=said):
             return {"look": number, **alarms[0].to_dict()}, best
-        if said.better if said else sum(looks[number].heldout) > sum(looks[best].heldout):
+        if takes_lead(seen, said) if said else sum(looks[number].heldout) > sum(looks[best].heldout):
             best = number
     return None, best
 

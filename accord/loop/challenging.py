@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord.evaluation.statistics import compute_share
-from accord.looks import Challenge, Look
+from accord.looks import Challenge, Look, takes_lead
 from accord.loop.context import RunContext, look_folder
 from accord.loop.duelling import answer_questions, ask_annotators, read_wins
 from accord.loop.interruption import Interruptible
@@ -66,6 +66,7 @@ class Challenges:
         A row: `update`, `rival`, `votes`, `share`, what the look won, with its interval over prompts, and `better`.
         """
         rows = [self._remember(look.update, _refuse) for look in looks[1:]]
+        said = [_read(row) for row in rows]
         votes = [vote for row in rows for vote in row["votes"]]
         draft.write_jsonl("votes.jsonl", votes)
         draft.summary["votes"] = len(votes)
@@ -76,9 +77,9 @@ class Challenges:
                 "rival": row["rival"],
                 "votes": len(row["votes"]),
                 "share": compute_share(row["outcomes"], asked_on).to_dict(),
-                "better": _read(row).better,
+                "better": takes_lead(looks[: number + 1], challenge),
             }
-            for row in rows
+            for number, (row, challenge) in enumerate(zip(rows, said, strict=True), start=1)
         ]
 
     def _remember(self, update: int, hold: Callable[[], Row]) -> Row:

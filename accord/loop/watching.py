@@ -20,7 +20,7 @@ import numpy as np
 from accord import distributed
 from accord.config import Config
 from accord.evaluation import check_looks, find_suspects
-from accord.looks import Challenge, Judgement, Look, Watch
+from accord.looks import Challenge, Judgement, Look, Watch, takes_lead
 from accord.loop.context import RunContext, adapter_folder, look_folder
 from accord.models import Base
 from accord.training import TrainingResult
@@ -41,7 +41,7 @@ def build_watch(cfg: Config, ask: Ask | None = None) -> Watch | None:
         alarms = check_looks(
             looks, cfg.alarm, planned=count_looks(cfg), max_kl_nats=cfg.policy.max_kl_nats, challenge=challenge
         )
-        return Judgement(alarms, None if challenge is None else challenge.better)
+        return Judgement(alarms, None if challenge is None else takes_lead(looks, challenge))
 
     return watch
 

@@ -14,7 +14,7 @@ from accord.evaluation import check_looks, find_suspects
 from accord.evaluation.alarm import check_scores, compute_exchange_rate, compute_p_below
 from accord.evaluation.degeneration import find_degeneration
 from accord.evaluation.suspects import compute_log_odds_z, compute_price
-from accord.looks import Alarm, Challenge, Look
+from accord.looks import Alarm, Challenge, Look, takes_lead
 from accord.types import Completion, Prompt
 
 PROMPTS, LOOKS = 32, 6
@@ -166,6 +166,18 @@ def test_a_judge_is_heard_only_where_annotators_side_with_it() -> None:
     assert ring(41, 0) == ring(18, 23) == ring(0, 0) == set()
     assert ring(17, 24) == {"reversal"}
     assert ring(0, 41) == {"votes", "reversal"}
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "judged", "taken"),
+    [(30, 19, -1.0, True), (28, 21, -1.0, False), (25, 24, 0.1, True), (25, 24, -0.1, False), (24, 25, 9.0, False)],
+    ids=["by eleven of 49", "by seven", "by one, as the judge", "by one, not as the judge", "lost, whatever the judge"],
+)
+def test_a_look_takes_the_lead_clearly_or_with_the_judge(won: int, lost: int, judged: float, taken: bool) -> None:
+    """The rival is not the look just before, of which the judge thinks highly."""
+    flat = [0.0] * 8
+    looks = [make_look(0, flat, flat), make_look(4, flat, [5.0] * 8), make_look(8, flat, [judged] * 8)]
+    assert takes_lead(looks, Challenge(8, 0, (1.0,) * won + (0.0,) * lost)) is taken
 
 
 def test_the_votes_part_of_the_false_alarm_rate_is_kept() -> None:
