@@ -73,6 +73,10 @@ class Alarm:
         return {"kind": self.kind, "update": self.update, "reason": self.reason, "measured": dict(self.measured)}
 
 
+ROUNDING = 1e-4
+"""A smaller gain of the judge's mean is none: scores have variance 1 on the reference's answers, and are rounded."""
+
+
 @dataclass(frozen=True)
 class Challenge:
     """What annotators said of the last look beside the best one before it, which was taken after update `rival`.
@@ -113,8 +117,8 @@ def takes_lead(looks: Sequence[Look], challenge: Challenge) -> bool:
     (Classification and Regression Trees, section 3.4.3), with the judge's word for what votes leave open.
     """
     before = next(look for look in looks if look.update == challenge.rival)
-    agrees = sum(looks[-1].heldout) > sum(before.heldout)
-    return challenge.lead > 1 or (challenge.lead > 0 and agrees)
+    gain = (sum(looks[-1].heldout) - sum(before.heldout)) / len(before.heldout)
+    return challenge.lead > 1 or (challenge.lead > 0 and gain > ROUNDING)
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,22 @@ def test_a_judge_is_heard_only_where_annotators_side_with_it() -> None:
 
 @pytest.mark.parametrize(
     ("won", "lost", "judged", "taken"),
-    [(30, 19, -1.0, True), (28, 21, -1.0, False), (25, 24, 0.1, True), (25, 24, -0.1, False), (24, 25, 9.0, False)],
-    ids=["by eleven of 49", "by seven", "by one, as the judge", "by one, not as the judge", "lost, whatever the judge"],
+    [
+        (30, 19, -1.0, True),
+        (28, 21, -1.0, False),
+        (25, 24, 0.1, True),
+        (25, 24, -0.1, False),
+        (25, 24, 1e-6, False),
+        (24, 25, 9.0, False),
+    ],
+    ids=[
+        "by eleven of 49",
+        "by seven",
+        "by one, as the judge",
+        "by one, not as the judge",
+        "a judge's rounding",
+        "lost, whatever the judge",
+    ],
 )
 def test_a_look_takes_the_lead_clearly_or_with_the_judge(won: int, lost: int, judged: float, taken: bool) -> None:
     """The rival is not the look just before, of which the judge thinks highly."""
